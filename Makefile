@@ -1,0 +1,42 @@
+# The same commands for a person and for CI. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup broker demo check test format lock build clean
+
+BIN := .venv/bin
+ARGS ?=
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv with choreo and the pinned tools, when it is not there or out of date
+	@scripts/setup.sh
+
+broker: setup ## find a RabbitMQ server; as root on Debian, install one (it is not started)
+	@scripts/broker.sh
+
+demo: $(if $(CHOREO_URL),setup,broker) ## 20 orders through five agents on a real RabbitMQ, then a summary
+	@$(BIN)/python -m demo $(ARGS)
+
+check: setup ## format, lint, types, floors of the house
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: setup ## all tests; ARGS="-k retry" picks some; without RabbitMQ the tests that need it are skipped
+	@scripts/broker.sh || [ "$$CI" != true ]
+	$(BIN)/pytest $(ARGS)
+
+format: setup ## let ruff lay out the code and mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: setup ## pin requirements/dev.txt anew
+	@scripts/lock.sh
+
+build: setup ## the wheel and the source archive, in dist/
+	$(BIN)/python -m build --no-isolation
+
+clean: ## remove .venv and everything that these commands made
+	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
