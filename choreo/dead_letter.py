@@ -1,0 +1,140 @@
+"""Dead letters: what is written on one, and how to read it again. No I/O."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from choreo import envelope
+from choreo.envelope import Message, Reason
+
+MAX_ERROR: Final = 2_000  # characters of the exception's text
+MAX_TRACEBACK: Final = 8_000  # characters, the end of it, where the error is
+_PREFIX: Final = "choreo-dead-"
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Why a message died. Times are in UTC; `attempts` counts all tries; `reaction` is None when none was reached."""
+
+    id: str | None
+    topic: str
+    agent: str
+    reason: str
+    error_type: str | None
+    error: str | None
+    traceback: str | None
+    reaction: str | None
+    attempts: int
+    first_failure: datetime | None
+    last_failure: datetime | None
+    code_version: str | None
+    correlation_id: str | None
+    body: bytes
+
+
+def write(
+    message: Message,
+    *,
+    topic: str,
+    agent: str,
+    reason: str,
+    error: BaseException,
+    reaction: str | None,
+    attempts: int,
+    first_failure: datetime | None,
+    code_version: str | None,
+) -> Message:
+    """Return `message`, bytes untouched, with everything that a person wants to know of its death on it."""
+    now = datetime.now(UTC)
+    notes = {
+        "reason": str(reason),
+        "error-type": f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+        "error": _bounded(str(error), MAX_ERROR),
+        "traceback": _traceback(error),
+        "agent": agent,
+        "reaction": reaction,
+        "attempts": attempts,
+        "last-failure": now.isoformat(),
+        "code-version": code_version,
+    }
+    letter = message.forwarded({envelope.TOPIC: topic, envelope.FIRST_FAILURE: (first_failure or now).isoformat()})
+    letter.headers.update({_PREFIX + name: value for name, value in notes.items() if value is not None})
+    return letter
+
+
+def read(message: Message, *, agent: str) -> DeadLetter:
+    """Return what is known of a message found in the dead-letter queue of `agent`.
+
+    One that choreo wrote tells all; one that the broker put there itself (delivery limit) tells what `x-death` says.
+    Never raises: whatever cannot be read is None.
+    """
+    headers = message.headers
+    death = _broker_death(headers)
+    reason = headers.get(_PREFIX + "reason")
+    if reason is None:
+        reason = Reason.CRASHED if death.get("reason") == "delivery_limit" else death.get("reason", "unknown")
+    return DeadLetter(
+        id=_text(headers.get(envelope.CE + "id")) or _text(message.message_id),
+        topic=_text(headers.get(envelope.TOPIC)) or _original_key(death) or _text(message.type) or "",
+        agent=_text(headers.get(_PREFIX + "agent")) or agent,
+        reason=str(reason),
+        error_type=_text(headers.get(_PREFIX + "error-type")),
+        error=_text(headers.get(_PREFIX + "error")),
+        traceback=_text(headers.get(_PREFIX + "traceback")),
+        reaction=_text(headers.get(_PREFIX + "reaction")),
+        attempts=_number(headers.get(_PREFIX + "attempts")),
+        first_failure=_time(headers.get(envelope.FIRST_FAILURE)),
+        last_failure=_time(headers.get(_PREFIX + "last-failure")) or _time(death.get("time")),
+        code_version=_text(headers.get(_PREFIX + "code-version")),
+        correlation_id=_text(headers.get(envelope.CORRELATION)) or _text(message.correlation_id),
+        body=message.body,
+    )
+
+
+def revived(message: Message, letter: DeadLetter) -> Message:
+    """Return `message` as it was before it died, to be delivered again to the agent that failed, as its first try."""
+    living = message.forwarded({envelope.TOPIC: letter.topic, envelope.ATTEMPT: None, envelope.FIRST_FAILURE: None})
+    living.headers = {key: value for key, value in living.headers.items() if not key.startswith(_PREFIX)}
+    return living
+
+
+def _traceback(error: BaseException) -> str | None:
+    if error.__traceback__ is None:
+        return None
+    text = "".join(traceback.format_exception(error))
+    return text if len(text) <= MAX_TRACEBACK else f"[…]\n{text[-MAX_TRACEBACK:]}"
+
+
+def _bounded(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _broker_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    deaths = headers.get("x-death")
+    return deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
+
+
+def _original_key(death: Mapping[str, Any]) -> str | None:
+    keys = death.get("routing-keys")
+    return _text(keys[0]) if isinstance(keys, list) and keys else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _time(value: Any) -> datetime | None:
+    if isinstance(value, datetime):
+        return value
+    try:
+        return datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,319 @@
+"""The envelope of an event: ids and headers, and the way between bytes and events. No I/O.
+
+CloudEvents 1.0 attributes travel as AMQP headers with the prefix `ce-` (`cloudEvents:` and `cloudEvents_` are read too),
+trace context as plain `traceparent`/`tracestate`, the rest as `choreo-*`. The body is the event as JSON and nothing
+else, so that a participant in any language needs nothing but an AMQP client: a message with a JSON body and a routing
+key is a whole event. Source: CloudEvents 1.0.2, AMQP protocol binding; W3C Trace Context.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from choreo.errors import EnvelopeError
+from choreo.event import Event, declaration
+
+MAX_BODY: Final = 1024 * 1024  # bytes
+MAX_HEADERS: Final = 128  # entries
+MAX_TEXT: Final = 512  # characters of an id or another single header that choreo reads
+
+# Headers that choreo writes and reads, named here and nowhere else.
+CE: Final = "ce-"
+CORRELATION: Final = "choreo-correlation"
+CAUSATION: Final = "choreo-causation"
+HOPS: Final = "choreo-hops"
+VERSION: Final = "choreo-version"
+ATTEMPT: Final = "choreo-attempt"  # tries made before this delivery
+TOPIC: Final = "choreo-topic"  # the topic of an event that comes back from a delay or a replay
+FIRST_FAILURE: Final = "choreo-first-failure"
+TRACEPARENT: Final = "traceparent"
+TRACESTATE: Final = "tracestate"
+
+_CE_PREFIXES: Final = (CE, "cloudEvents:", "cloudEvents_")
+# What the broker adds to a message it has dead-lettered or redelivered. Copied on, `x-death` makes brokers before 4.0.1
+# drop the message as a cycle, and CC/BCC would send it to further queues.
+_BROKERS_OWN: Final = (
+    "x-death",
+    "x-first-death-",
+    "x-last-death-",
+    "x-delivery-count",
+    "x-acquired-count",
+    "CC",
+    "BCC",
+)
+
+E = TypeVar("E", bound=Event)
+
+
+class Reason(StrEnum):
+    """Why a message is dead-lettered."""
+
+    TOO_LARGE = "too-large"
+    CONTENT_TYPE = "content-type"
+    HEADERS = "headers"
+    UNDECODABLE = "undecodable"
+    INVALID = "invalid"
+    UNEXPECTED = "unexpected-topic"
+    FAILED = "failed"
+    EXHAUSTED = "exhausted"
+    UNDECLARED = "undeclared-event"
+    UNROUTABLE = "unroutable"
+    REFUSED = "refused"
+    LOOP = "loop"
+    CRASHED = "crashed"
+
+
+@dataclass(slots=True)
+class Message:
+    """A message as it stands on the wire: body, headers and the AMQP properties that survive a republish."""
+
+    body: bytes
+    headers: dict[str, Any] = field(default_factory=dict)
+    content_type: str | None = "application/json"
+    content_encoding: str | None = None
+    message_id: str | None = None
+    correlation_id: str | None = None
+    type: str | None = None
+    app_id: str | None = None
+    reply_to: str | None = None
+    priority: int | None = None
+    timestamp: datetime | None = None
+
+    def forwarded(self, headers: Mapping[str, Any]) -> Message:
+        """Return a copy to publish again, without what the broker added to it, and with `headers` set.
+
+        A header given as None is taken out.
+        """
+        kept = {key: value for key, value in self.headers.items() if not key.startswith(_BROKERS_OWN)}
+        kept.update(headers)
+        return replace(self, headers={key: value for key, value in kept.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One opened message. A reaction to a wildcard subscription gets it in place of an event.
+
+    `attempt` counts tries from 1. `causation_id` is None for an event that no event caused, `version` is None when the
+    publisher named no schema version. `body` is the JSON as it came, checked only for size and content type.
+    """
+
+    id: str
+    topic: str
+    source: str | None
+    time: datetime | None
+    correlation_id: str
+    causation_id: str | None
+    hops: int
+    version: int | None
+    attempt: int
+    first_failure: datetime | None
+    traceparent: str | None
+    tracestate: str | None
+    body: bytes
+    headers: Mapping[str, Any]
+
+    def json(self) -> Any:
+        """Return the body as Python values. Raises EnvelopeError for what is not strict JSON."""
+        return _strict_json(self.body)
+
+    def event(self, kind: type[E]) -> E:
+        """Return the body as an event of class `kind`, lifted from an older schema version where that is needed.
+
+        Raises EnvelopeError with reason `undecodable` for what is not JSON, `invalid` for JSON that is no such event.
+        """
+        body = _strict_json(self.body)
+        declared = declaration(kind)
+        try:
+            if self.version is not None and self.version < declared.version and isinstance(body, dict):
+                return kind.model_validate_json(json.dumps(declared.lift(body, self.version)))
+            return kind.model_validate_json(self.body)
+        except ValidationError as error:
+            raise EnvelopeError(
+                Reason.INVALID, f"{self.topic} {self.id} is not a valid {kind.__name__}: {explain(error)}"
+            ) from error
+
+
+def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> Envelope:
+    """Read the envelope of `message`, which arrived with `topic`.
+
+    A message without an id gets a new one, and without a correlation it starts a transaction of its own. Raises
+    EnvelopeError: body above `max_body` bytes, a content type other than JSON, headers that are not what they claim.
+    """
+    if len(message.body) > max_body:
+        raise EnvelopeError(Reason.TOO_LARGE, f"the body has {len(message.body)} bytes, at most {max_body} are read")
+    if message.content_type not in (None, "", "application/json"):
+        _check_content_type(str(message.content_type))
+    if message.content_encoding and message.content_encoding.lower() not in ("utf-8", "identity"):
+        raise EnvelopeError(
+            Reason.CONTENT_TYPE,
+            f"the content encoding is {message.content_encoding!r:.60}, only plain UTF-8 is read",
+        )
+    headers = message.headers
+    if len(headers) > MAX_HEADERS:
+        raise EnvelopeError(Reason.HEADERS, f"the message has {len(headers)} headers, at most {MAX_HEADERS} are read")
+    event_id = _text(headers, "id", message.message_id) or new_id()
+    return Envelope(
+        id=event_id,
+        topic=topic,
+        source=_text(headers, "source", message.app_id),
+        time=_time(headers, CE + "time") or message.timestamp,
+        correlation_id=_plain(headers, CORRELATION) or _bounded("correlation-id", message.correlation_id) or event_id,
+        causation_id=_plain(headers, CAUSATION),
+        hops=_count(headers, HOPS) or 0,
+        version=_count(headers, VERSION),
+        attempt=(_count(headers, ATTEMPT) or 0) + 1,
+        first_failure=_time(headers, FIRST_FAILURE),
+        traceparent=_plain(headers, TRACEPARENT),
+        tracestate=_plain(headers, TRACESTATE),
+        body=message.body,
+        headers=headers,
+    )
+
+
+def seal(
+    event: Event,
+    *,
+    source: str,
+    event_id: str | None = None,
+    correlation_id: str | None = None,
+    cause: Envelope | None = None,
+) -> Message:
+    """Return `event` as a message to publish. With `cause`, it belongs to the cause's transaction, one hop further."""
+    declared = declaration(event)
+    event_id = event_id or new_id()
+    now = datetime.now(UTC)
+    headers: dict[str, Any] = {
+        "ce-specversion": "1.0",
+        "ce-id": event_id,
+        "ce-source": source,
+        "ce-type": declared.topic,
+        "ce-time": now.isoformat(),
+        "ce-dataschema": f"urn:choreo:{declared.topic}:{declared.version}",
+        VERSION: declared.version,
+    }
+    if cause is None:
+        correlation_id = correlation_id or event_id
+    else:
+        correlation_id = cause.correlation_id
+        headers[CAUSATION] = cause.id
+        headers[HOPS] = cause.hops + 1
+        if cause.traceparent:
+            headers[TRACEPARENT] = cause.traceparent
+            if cause.tracestate:
+                headers[TRACESTATE] = cause.tracestate
+    headers[CORRELATION] = correlation_id
+    return Message(
+        body=event.__pydantic_serializer__.to_json(event, by_alias=True),
+        headers=headers,
+        message_id=event_id,
+        correlation_id=correlation_id[:255],
+        type=declared.topic,
+        app_id=source,
+        timestamp=now,
+    )
+
+
+def new_id() -> str:
+    """Return an id for an event that nothing caused: 32 random hexadecimal digits."""
+    return uuid4().hex
+
+
+def derived_id(cause: str, agent: str, reaction: str, index: int) -> str:
+    """Return the id of the event number `index` that `reaction` emits for `cause`: a redelivery emits the same ids."""
+    return blake2b(f"{cause}\0{agent}\0{reaction}\0{index}".encode(), digest_size=16).hexdigest()
+
+
+def explain(error: ValidationError) -> str:
+    """Return what is wrong with a body, field by field and without its values."""
+    details = error.errors(include_url=False, include_input=False, include_context=False)
+    lines = [f"{'.'.join(map(str, each['loc'])) or 'body'}: {each['msg']}" for each in details[:10]]
+    if len(details) > len(lines):
+        lines.append(f"and {len(details) - len(lines)} more")
+    return "; ".join(lines)
+
+
+def _strict_json(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except EnvelopeError:
+        raise
+    except UnicodeDecodeError as error:
+        raise EnvelopeError(Reason.UNDECODABLE, f"the body is not UTF-8 at byte {error.start}") from None
+    except (ValueError, RecursionError) as error:
+        raise EnvelopeError(Reason.UNDECODABLE, f"the body is not JSON: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise EnvelopeError(Reason.UNDECODABLE, f"the body has the key {twice!r:.60} twice in one object")
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise EnvelopeError(Reason.UNDECODABLE, f"the body has {name}, which JSON does not know")
+
+
+def _check_content_type(content_type: str) -> None:
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise EnvelopeError(
+            Reason.CONTENT_TYPE, f"the content type is {content_type!r:.60}, only application/json is read"
+        )
+
+
+def _text(headers: Mapping[str, Any], attribute: str, otherwise: str | None) -> str | None:
+    for prefix in _CE_PREFIXES:
+        value = headers.get(prefix + attribute)
+        if value is not None:
+            return _bounded(prefix + attribute, value)
+    return _bounded(attribute, otherwise)
+
+
+def _plain(headers: Mapping[str, Any], name: str) -> str | None:
+    return _bounded(name, headers.get(name))
+
+
+def _bounded(name: str, value: Any) -> str | None:
+    if value is None or value == "":
+        return None
+    if type(value) is not str or len(value) > MAX_TEXT or not value.isprintable():
+        raise EnvelopeError(
+            Reason.HEADERS, f"{name} is {value!r:.60}, not a text of at most {MAX_TEXT} printable characters"
+        )
+    return value
+
+
+def _count(headers: Mapping[str, Any], name: str) -> int | None:
+    value = headers.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise EnvelopeError(Reason.HEADERS, f"{name} is {value!r:.60}, not a whole number from 0")
+    return value
+
+
+def _time(headers: Mapping[str, Any], name: str) -> datetime | None:
+    value = headers.get(name)
+    if value is None:
+        return None
+    try:
+        if isinstance(value, datetime):
+            return value
+        parsed = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise EnvelopeError(
+            Reason.HEADERS, f"{name} is {value!r:.60}, not a time such as 2026-01-31T12:00:00Z"
+        ) from None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)

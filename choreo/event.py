@@ -1,0 +1,168 @@
+"""Events: immutable, versioned facts. Each is a pydantic model with a topic, which is also its routing key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
+
+from pydantic import BaseModel, ConfigDict
+
+from choreo.errors import DeclarationError, EventMutated
+
+TOPIC: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+MAX_TOPIC: Final = (
+    180  # bytes; an AMQP short string holds 255, and a scheduled event carries 47 bytes of delay before it
+)
+
+Upcast = Callable[[dict[str, Any]], dict[str, Any]]
+
+_known: dict[str, type[Event]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What the class line of an event says of it.
+
+    `terminal`: nobody needs to consume it. `external`: it comes from outside, no agent needs to emit it.
+    `upcasts`: schema version → the function that lifts a body of that version to the next one.
+    """
+
+    topic: str
+    version: int = 1
+    terminal: bool = False
+    external: bool = False
+    upcasts: Mapping[int, Upcast] = field(default_factory=lambda: MappingProxyType({}))
+
+    def lift(self, body: dict[str, Any], version: int) -> dict[str, Any]:
+        """Return `body` of schema `version` as one of today's version; versions without an upcast read as they are."""
+        for step in range(version, self.version):
+            upcast = self.upcasts.get(step)
+            if upcast is not None:
+                body = upcast(body)
+        return body
+
+
+class _Upcast(staticmethod):  # type: ignore[type-arg]  # the class is not subscriptable at run time
+    from_version: int
+
+
+def upcast(*, from_version: int) -> Callable[[Upcast], Upcast]:
+    """Mark a function in an event's class as the one that lifts a body of `from_version` to `from_version + 1`.
+
+    It takes the body as a dict and returns a new one: ``body | {"currency": "EUR"}``.
+    """
+
+    def mark(function: Upcast) -> Upcast:
+        marked = _Upcast(function)
+        marked.from_version = from_version
+        return marked
+
+    return mark
+
+
+class Event(BaseModel):
+    """Base of all events: ``class OrderPlaced(Event, topic="order.placed", version=2): ...``.
+
+    Class keywords: `topic` (dot-separated words of letters, digits, `_` and `-`), `version` of the schema (from 1),
+    `terminal=True` when nobody needs to consume it, `external=True` when it comes from outside. A class without a topic
+    is an abstract base for others. Unknown fields in a body are ignored, so that a publisher may add some.
+    Raises DeclarationError when the class is made: bad or duplicate topic, bad version, upcasts that fit no version.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    __choreo__: ClassVar[Declaration | None] = None
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Take choreo's keywords away from pydantic, which has no use for them."""
+        super().__init_subclass__()
+
+    @classmethod
+    def __pydantic_init_subclass__(
+        cls,
+        topic: str | None = None,
+        version: int = 1,
+        *,
+        terminal: bool = False,
+        external: bool = False,
+        **unknown: Any,
+    ) -> None:
+        where = f"event {cls.__qualname__} in {cls.__module__}"
+        if unknown:
+            raise DeclarationError(
+                f"{where} has the unknown class keyword {next(iter(unknown))!r}",
+                "allowed: topic, version, terminal, external",
+            )
+        if not cls.model_config.get("frozen"):
+            raise DeclarationError(f"{where} is not frozen", "an event is a fact: remove frozen=False")
+        cls.__choreo__ = None
+        if topic is None:
+            return
+        _check_topic(topic, where)
+        if type(version) is not int or version < 1:
+            raise DeclarationError(f"{where} has version={version!r}", "a version is a whole number from 1")
+        cls.__choreo__ = Declaration(topic, version, terminal, external, _upcasts(cls, version, where))
+        _register(cls, topic, where)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse, with the mend: an event that has happened does not change."""
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+            return
+        raise EventMutated(
+            f"{type(self).__name__}.{name} was assigned, but an event is a fact and does not change",
+            f"make a new one: event.model_copy(update={{{name!r}: ...}})",
+        )
+
+
+def declaration(event: type[Event] | Event) -> Declaration:
+    """Return what the class line of `event` declares. Raises DeclarationError for a class without a topic."""
+    declared = event.__choreo__
+    if declared is None:
+        cls = event if isinstance(event, type) else type(event)
+        raise DeclarationError(
+            f"event {cls.__qualname__} in {cls.__module__} has no topic",
+            f'name one in its class line: class {cls.__name__}(Event, topic="...")',
+        )
+    return declared
+
+
+def known() -> Mapping[str, type[Event]]:
+    """Return a live, read-only view of every event class that has been imported, by topic."""
+    return MappingProxyType(_known)
+
+
+def _check_topic(topic: object, where: str) -> None:
+    if not isinstance(topic, str) or not TOPIC.fullmatch(topic) or len(topic) > MAX_TOPIC:
+        raise DeclarationError(
+            f"{where} has the topic {topic!r}",
+            f'a topic is dot-separated words of letters, digits, "_" and "-", at most {MAX_TOPIC} bytes: order.placed',
+        )
+
+
+def _upcasts(cls: type[Event], version: int, where: str) -> Mapping[int, Upcast]:
+    found: dict[int, Upcast] = {}
+    for name, value in vars(cls).items():
+        if not isinstance(value, _Upcast):
+            continue
+        if not 1 <= value.from_version < version:
+            raise DeclarationError(
+                f"{where}: upcast {name} is from version {value.from_version}, the event has version {version}",
+                f"from_version is between 1 and {version - 1}" if version > 1 else "raise the event's version to 2",
+            )
+        found[value.from_version] = value.__func__
+    return MappingProxyType(found)
+
+
+def _register(cls: type[Event], topic: str, where: str) -> None:
+    other = _known.get(topic)
+    # The same class imported anew (a reload) takes its own place.
+    if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise DeclarationError(
+            f"{where} has the topic {topic!r}, which {other.__qualname__} in {other.__module__} declares already",
+            "give one of the two another topic, or import the one event in both places",
+        )
+    _known[topic] = cls

@@ -1,0 +1,170 @@
+"""Retry policies: a thin, named front over tenacity's `retry`, `stop` and `wait` objects, which it takes as well.
+
+What differs from tenacity is where the sleep happens: short ones in the process (`immediate`), long ones in the broker,
+so that no delivery is held while it waits and a restart forgets nothing.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final
+
+import tenacity
+from tenacity.retry import retry_base
+from tenacity.stop import stop_base
+from tenacity.wait import wait_base
+
+from choreo import duration
+from choreo.duration import Duration
+from choreo.errors import DeclarationError
+
+LONGEST_DELAY: Final = 2**20 - 1  # seconds, about 12 days: what the broker's twenty levels of delay add up to
+
+Exceptions = type[BaseException] | tuple[type[BaseException], ...]
+
+
+@dataclass(frozen=True, slots=True, init=False, repr=False)
+class Retry:
+    """When a reaction is tried again, how often and after how long. Immutable.
+
+    `on`: the exceptions that are worth another try, or a tenacity `retry_*` object. `attempts`: tries in all, the first
+    included. `immediate`: how many of the further tries happen at once and in the process, before the broker's delays
+    begin. `first`, `ceiling`: the first delay and the longest; each delay doubles the one before, with up to `first` of
+    jitter on top. The broker's delays are whole seconds, at least one. `wait` and `stop` take tenacity objects in place
+    of `first`/`ceiling` and `attempts`; `stop_after_delay` counts from the first failure, across restarts.
+    Raises DeclarationError that names the parameter.
+    """
+
+    immediate: int
+    _retry: retry_base
+    _stop: stop_base
+    _wait: wait_base
+    _text: str
+
+    def __init__(
+        self,
+        on: Exceptions | retry_base,
+        *,
+        attempts: int | None = None,
+        first: Duration | None = None,
+        ceiling: Duration | None = None,
+        immediate: int = 0,
+        wait: wait_base | None = None,
+        stop: stop_base | None = None,
+    ) -> None:
+        if wait is not None and not (first is None and ceiling is None):
+            raise DeclarationError(
+                "Retry has both wait= and first= or ceiling=", "give one way to say how long to wait"
+            )
+        if stop is not None and attempts is not None:
+            raise DeclarationError("Retry has both stop= and attempts=", "give one way to say when to stop")
+        if type(immediate) is not int or immediate < 0:
+            raise DeclarationError(f"Retry has immediate={immediate!r}", "a whole number of tries from 0")
+        tries = 5 if attempts is None else attempts
+        if type(tries) is not int or tries < 1:
+            raise DeclarationError(
+                f"Retry has attempts={attempts!r}", "a whole number of tries from 1, the first included"
+            )
+        set_ = object.__setattr__
+        set_(self, "immediate", immediate)
+        set_(self, "_retry", _condition(on))
+        set_(self, "_stop", _instance("stop", stop, stop_base) or tenacity.stop_after_attempt(tries))
+        set_(self, "_wait", _instance("wait", wait, wait_base) or _exponential(first, ceiling))
+        set_(self, "_text", _describe(on, tries, first, ceiling, immediate, wait, stop))
+
+    def __repr__(self) -> str:
+        return f"<Retry {self._text}>"
+
+    def delay(self, error: BaseException, attempt: int, elapsed: float) -> float | None:
+        """Return after how many seconds the next try is due, or None when there is none.
+
+        `attempt`: tries made so far, this failed one included. `elapsed`: seconds since the first failure. 0.0 means at
+        once, in the process; anything else is a whole number of seconds for the broker.
+        """
+        state = _state(error, attempt, elapsed)
+        if not self._retry(state) or self._stop(state):
+            return None
+        if attempt <= self.immediate:
+            return 0.0
+        state.attempt_number = attempt - self.immediate
+        return float(min(max(1, round(self._wait(state))), LONGEST_DELAY))
+
+    def names(self, error: BaseException) -> bool:
+        """Say whether `error` is one that this policy would try again, however often it has been tried."""
+        return self._retry(_state(error, 1, 0.0))
+
+    def describe(self) -> str:
+        """Return the policy in a line of words: "BankUnreachable: 5 tries, 1s doubling to 5m"."""
+        return self._text
+
+
+def _condition(on: Exceptions | retry_base) -> retry_base:
+    if isinstance(on, retry_base):
+        return on
+    types: tuple[Any, ...] = on if isinstance(on, tuple) else (on,)
+    if not types or not all(isinstance(each, type) and issubclass(each, BaseException) for each in types):
+        raise DeclarationError(
+            f"Retry has on={on!r}",
+            "an exception class, a tuple of them, or a tenacity retry object such as retry_if_exception_type(...)",
+        )
+    return tenacity.retry_if_exception_type(types)
+
+
+def _instance(name: str, value: Any, kind: type[Any]) -> Any:
+    if value is not None and not isinstance(value, kind):
+        raise DeclarationError(f"Retry has {name}={value!r}", f"a tenacity {name} object, such as tenacity.{name}_...")
+    return value
+
+
+def _exponential(first: Duration | None, ceiling: Duration | None) -> wait_base:
+    start, longest = _length("first", first, "1s"), _length("ceiling", ceiling, "5m")
+    if longest < start:
+        raise DeclarationError(
+            f"Retry has ceiling={ceiling!r} below first={first!r}", "the ceiling is the longest delay"
+        )
+    return tenacity.wait_exponential_jitter(initial=start, max=longest, jitter=start)
+
+
+def _length(name: str, value: Duration | None, default: str) -> float:
+    try:
+        length = duration.seconds(default if value is None else value)
+    except ValueError as error:
+        raise DeclarationError(f"Retry has {name}={value!r}", str(error)) from None
+    if length > LONGEST_DELAY:
+        raise DeclarationError(f"Retry has {name}={value!r}", f"the longest delay is {duration.text(LONGEST_DELAY)}")
+    return length
+
+
+def _describe(
+    on: Exceptions | retry_base,
+    attempts: int,
+    first: Duration | None,
+    ceiling: Duration | None,
+    immediate: int,
+    wait: wait_base | None,
+    stop: stop_base | None,
+) -> str:
+    types = on if isinstance(on, tuple) else (on,)
+    names = ", ".join(each.__name__ if isinstance(each, type) else type(each).__name__ for each in types)
+    tries = f"{attempts} tries" if stop is None else type(stop).__name__
+    at_once = f", {immediate} at once" if immediate else ""
+    if wait is not None:
+        return f"{names}: {tries}{at_once}, {type(wait).__name__}"
+    start, longest = _length("first", first, "1s"), _length("ceiling", ceiling, "5m")
+    return f"{names}: {tries}{at_once}, {duration.text(start)} doubling to {duration.text(longest)}"
+
+
+def _state(error: BaseException, attempt: int, elapsed: float) -> tenacity.RetryCallState:
+    """Return the state that tenacity's objects read, as it would be after `attempt` tries in one process."""
+    state = tenacity.RetryCallState(_NOBODY, None, (), {})
+    outcome: Future[Any] = tenacity.Future(attempt)
+    outcome.set_exception(error)
+    state.attempt_number = attempt
+    state.outcome = outcome  # type: ignore[assignment]
+    state.start_time = 0.0
+    state.outcome_timestamp = elapsed
+    return state
+
+
+_NOBODY: Final = tenacity.Retrying()  # tenacity wants the object that runs the tries; here the broker does
