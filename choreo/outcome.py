@@ -1,0 +1,70 @@
+"""From a failure to a decision: what becomes of a delivery whose reaction did not succeed. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from choreo.envelope import Reason
+from choreo.errors import EnvelopeError, PublishFailed, PublishRefused, UndeclaredEvent
+from choreo.reaction import Reaction
+
+# What a reaction emitted but the broker did not confirm is tried again on the same ladder as other failures: seconds
+# before each further try. After the last, the delivery is dead-lettered rather than tried for ever.
+PUBLISH_DELAYS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class TryNow:
+    """Call the reaction again, in this process, without waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class TryLater:
+    """Give the delivery to the broker for `delay` whole seconds, then try again."""
+
+    delay: int
+
+
+@dataclass(frozen=True, slots=True)
+class Otherwise:
+    """Emit what the reaction's `otherwise` returns, and settle."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Move the delivery to the agent's dead-letter queue."""
+
+    reason: str
+
+
+Decision = TryNow | TryLater | Otherwise | DeadLetter
+
+
+def decide(reaction: Reaction | None, error: BaseException, *, attempt: int, elapsed: float) -> Decision:
+    """Return what to do after `error`.
+
+    `reaction` is None when none was reached. `attempt`: tries so far, the failed one included. `elapsed`: seconds since
+    the first failure.
+    """
+    if isinstance(error, EnvelopeError):
+        return DeadLetter(error.reason)
+    if isinstance(error, UndeclaredEvent):
+        return DeadLetter(Reason.UNDECLARED)
+    if isinstance(error, PublishFailed):
+        return _unconfirmed(error, attempt)
+    policy = reaction.retry if reaction is not None else None
+    if policy is None or not policy.names(error):
+        return DeadLetter(Reason.FAILED)
+    delay = policy.delay(error, attempt, elapsed)
+    if delay is not None:
+        return TryLater(int(delay)) if delay else TryNow()
+    if reaction is not None and reaction.otherwise is not None:
+        return Otherwise()
+    return DeadLetter(Reason.EXHAUSTED)
+
+
+def _unconfirmed(error: PublishFailed, attempt: int) -> Decision:
+    if attempt <= len(PUBLISH_DELAYS):
+        return TryLater(PUBLISH_DELAYS[attempt - 1])
+    return DeadLetter(Reason.UNROUTABLE if isinstance(error, PublishRefused) else Reason.REFUSED)

@@ -1,0 +1,341 @@
+"""A session with RabbitMQ over plain aio-pika connections: one for consuming, one for publishing and everything else.
+
+Two, because a broker that runs out of memory or disk stops reading from connections that publish: acknowledgements must
+not wait behind them. Nothing here repairs itself. A session that has lost either connection, or a channel of it, or a
+consumer, says so in `lost`, and a new one takes its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Sequence
+from typing import Any, Final, TypeVar
+
+import aio_pika
+from aiormq import exceptions as amqp
+from aiormq.abc import AbstractChannel, DeliveredMessage
+from pamqp import commands
+from yarl import URL
+
+from choreo.broker_url import BrokerUrl
+from choreo.envelope import Message
+from choreo.errors import BrokerUnreachable, ChoreoError, ConfigurationError
+from choreo.rabbit import translate
+from choreo.topology import Topology
+from choreo.transport import (
+    Confirmed,
+    Delivery,
+    OnDelivery,
+    Publication,
+    QueueStats,
+    Refused,
+    Server,
+    Unknown,
+)
+
+RPC_TIMEOUT: Final = 30.0  # seconds that a declaration may take; a busy cluster elects a quorum queue's leader slowly
+CLOSE_TIMEOUT: Final = 3.0  # seconds for the goodbye; a broker that is gone does not answer it
+
+_PERSISTENT: Final = 2
+
+T = TypeVar("T")
+
+
+async def connect(brokers: Sequence[BrokerUrl], *, name: str) -> RabbitSession:
+    """Open a session with the first of `brokers` that lets us in. `name` is what the broker shows for it.
+
+    Raises what the last one answered: BrokerUnreachable, AccessRefused, ConfigurationError.
+    """
+    failure: ChoreoError | None = None
+    for broker in brokers:
+        try:
+            return await _open(broker, name)
+        except ChoreoError as error:
+            failure = error
+    assert failure is not None, "there is at least one broker"
+    raise failure
+
+
+async def _open(broker: BrokerUrl, name: str) -> RabbitSession:
+    context = _tls(broker)
+    consuming = await _connection(broker, context, f"{name} (consuming)")
+    try:
+        publishing = await _connection(broker, context, f"{name} (publishing)")
+        session = RabbitSession(consuming, publishing)
+        await session.prepare()
+    except BaseException:
+        await _quietly(consuming.close())
+        raise
+    return session
+
+
+async def _connection(broker: BrokerUrl, context: ssl.SSLContext | None, name: str) -> aio_pika.Connection:
+    url = URL.build(
+        scheme=broker.scheme,
+        host=broker.host,
+        port=broker.port,
+        user=broker.user,
+        password=broker.password,
+        path="/" + broker.vhost.replace("/", "%2F") if broker.vhost != "/" else "/",
+        query={"heartbeat": str(broker.heartbeat)},
+        encoded=False,
+    )
+    connection = aio_pika.Connection(url, ssl_context=context, client_properties={"connection_name": name})
+    try:
+        await asyncio.wait_for(connection.connect(), broker.connection_timeout)
+    except Exception as error:
+        raise translate.connecting(error, broker) from error
+    return connection
+
+
+class RabbitSession:
+    """A live session; made by `connect`."""
+
+    def __init__(self, consuming: aio_pika.Connection, publishing: aio_pika.Connection) -> None:
+        self._consuming = consuming
+        self._publishing = publishing
+        self._closing = False
+        self._in_flight: dict[str, asyncio.Future[None]] = {}
+        self.lost: asyncio.Future[ChoreoError] = asyncio.get_running_loop().create_future()
+        properties = _underlay(consuming).server_properties
+        self.server = Server(str(properties.get("product", "unknown")), str(properties.get("version", "unknown")))
+
+    async def prepare(self) -> None:
+        """Open the channels that live as long as the session."""
+        self._publisher = await self._channel(self._publishing, confirms=True)
+        for connection in (self._consuming, self._publishing):
+            connection.close_callbacks.add(self._on_connection_closed)
+
+    async def declare(self, topology: Topology) -> None:
+        """Declare `topology`, idempotently."""
+        channel = await self._channel(self._publishing, watch=False)
+        try:
+            for exchange in topology.exchanges:
+                await _rpc(channel.exchange_declare(exchange.name, exchange_type=exchange.type, durable=True))
+            for queue in topology.queues:
+                await _rpc(channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments)))
+            for binding in topology.bindings:
+                if binding.to == "queue":
+                    await _rpc(channel.queue_bind(binding.destination, binding.source, binding.pattern))
+                else:
+                    await _rpc(channel.exchange_bind(binding.destination, binding.source, binding.pattern))
+        finally:
+            await _quietly(channel.close())
+
+    async def consume(self, queue: str, *, prefetch: int, on_delivery: OnDelivery) -> RabbitConsumer:
+        """Subscribe to `queue` on a channel of its own."""
+        channel = await self._channel(self._consuming)
+        consumer = RabbitConsumer(channel, queue, on_delivery)
+        channel.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
+        await _rpc(channel.basic_qos(prefetch_count=prefetch))
+        await consumer.start()
+        return consumer
+
+    async def publish(
+        self, message: Message, *, exchange: str, routing_key: str, timeout: float, mandatory: bool = True
+    ) -> Publication:
+        """Publish with confirm; see transport.Session."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._publish(message, exchange, routing_key, mandatory=mandatory)
+        except TimeoutError:
+            return Unknown(f"no confirmation within {timeout:g} s")
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # aiormq cancels what waits on a connection that ends; nobody has cancelled this task.
+            return Unknown("the connection was lost before the confirmation")
+        except Exception as error:  # noqa: BLE001 - whatever ends a publish without an answer leaves it unknown
+            return Unknown(f"the connection was lost before the confirmation: {error}")
+
+    async def stats(self, queue: str) -> QueueStats | None:
+        """Ask for `queue` without declaring it."""
+        channel = await self._channel(self._publishing, watch=False)
+        try:
+            found = await asyncio.wait_for(channel.queue_declare(queue, passive=True), RPC_TIMEOUT)
+        except amqp.ChannelNotFoundEntity:
+            return None
+        except Exception as error:
+            raise translate.declaring(error) from error
+        finally:
+            await _quietly(channel.close())
+        return QueueStats(queue, found.message_count or 0, found.consumer_count or 0)
+
+    async def close(self) -> None:
+        """Say goodbye on both connections."""
+        self._closing = True
+        await asyncio.gather(_quietly(self._consuming.close()), _quietly(self._publishing.close()))
+        self._end(BrokerUnreachable("the session was closed"))
+
+    async def _publish(self, message: Message, exchange: str, routing_key: str, *, mandatory: bool) -> Publication:
+        # aiormq tells a returned message by its id alone, so that two in flight with one id would get each other's answer.
+        name = message.message_id or ""
+        while (before := self._in_flight.get(name)) is not None:
+            await asyncio.shield(before)
+        done = self._in_flight[name] = asyncio.get_running_loop().create_future()
+        try:
+            await self._publisher.basic_publish(
+                message.body,
+                exchange=exchange,
+                routing_key=routing_key,
+                properties=_properties(message),
+                mandatory=mandatory,
+            )
+        except amqp.PublishError as error:
+            return Refused("returned", f"{exchange} has no queue bound for {routing_key!r}: {error.args[0]}")
+        except amqp.DeliveryError:
+            return Refused("nacked", f"the broker could not store it for {exchange} {routing_key!r}")
+        finally:
+            del self._in_flight[name]
+            done.set_result(None)
+        return Confirmed()
+
+    async def _channel(
+        self, connection: aio_pika.Connection, *, confirms: bool = False, watch: bool = True
+    ) -> AbstractChannel:
+        try:
+            channel: AbstractChannel = await asyncio.wait_for(
+                _underlay(connection).channel(publisher_confirms=confirms), RPC_TIMEOUT
+            )
+        except Exception as error:
+            raise translate.lost(error) from error
+        if watch:
+            channel.closing.add_done_callback(self._on_channel_closed)
+        return channel
+
+    def _on_connection_closed(self, _: Any, error: BaseException | None = None) -> None:
+        self._end(translate.lost(error))
+
+    def _on_channel_closed(self, closing: asyncio.Future[Any]) -> None:
+        self._end(translate.lost(None if closing.cancelled() else closing.exception()))
+
+    def _on_consumer_cancelled(self, frame: commands.Basic.Cancel) -> None:
+        self._end(BrokerUnreachable("the broker cancelled the consumer: its queue was deleted, or its leader moved"))
+
+    def _end(self, error: ChoreoError) -> None:
+        if not self.lost.done():
+            self.lost.set_result(error)
+
+
+class RabbitConsumer:
+    """A subscription on a channel of its own."""
+
+    def __init__(self, channel: AbstractChannel, queue: str, on_delivery: OnDelivery) -> None:
+        self.queue = queue
+        self._channel = channel
+        self._on_delivery = on_delivery
+        self._tag = ""
+
+    async def start(self) -> None:
+        """Begin to receive."""
+        reply = await _rpc(self._channel.basic_consume(self.queue, self._arrived))
+        self._tag = reply.consumer_tag or ""
+
+    async def acknowledge(self, delivery: Delivery) -> None:
+        """Acknowledge, unless the channel is gone: then the broker has taken the delivery back already."""
+        await _if_open(self._channel.basic_ack(delivery.tag, wait=False))
+
+    async def requeue(self, delivery: Delivery) -> None:
+        """Give back with basic.nack, which from RabbitMQ 4.3 on does not count towards the delivery limit."""
+        await _if_open(self._channel.basic_nack(delivery.tag, requeue=True, wait=False))
+
+    async def cancel(self) -> None:
+        """Stop receiving."""
+        await _quietly(self._channel.basic_cancel(self._tag, timeout=CLOSE_TIMEOUT))
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await _quietly(self._channel.close())
+
+    async def _arrived(self, message: DeliveredMessage) -> None:
+        frame = message.delivery
+        assert isinstance(frame, commands.Basic.Deliver)
+        self._on_delivery(
+            Delivery(
+                message=_message(message),
+                exchange=frame.exchange or "",
+                routing_key=frame.routing_key or "",
+                tag=frame.delivery_tag or 0,
+                redelivered=bool(frame.redelivered),
+                consumer=self,
+            )
+        )
+
+
+def _message(delivered: DeliveredMessage) -> Message:
+    properties = delivered.header.properties
+    return Message(
+        body=delivered.body,
+        headers=properties.headers or {},
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        message_id=properties.message_id,
+        correlation_id=properties.correlation_id,
+        type=properties.message_type,
+        app_id=properties.app_id,
+        reply_to=properties.reply_to,
+        priority=properties.priority,
+        timestamp=properties.timestamp,
+    )
+
+
+def _properties(message: Message) -> commands.Basic.Properties:
+    return commands.Basic.Properties(
+        content_type=message.content_type,
+        content_encoding=message.content_encoding,
+        headers=message.headers,
+        delivery_mode=_PERSISTENT,
+        priority=message.priority,
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
+        message_id=message.message_id,
+        timestamp=message.timestamp,
+        message_type=message.type,
+        app_id=message.app_id,
+    )
+
+
+def _tls(broker: BrokerUrl) -> ssl.SSLContext | None:
+    if not broker.tls:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=broker.cafile)
+        if broker.certfile:
+            context.load_cert_chain(broker.certfile, broker.keyfile)
+    except (OSError, ssl.SSLError) as error:
+        files = ", ".join(filter(None, (broker.cafile, broker.certfile, broker.keyfile)))
+        raise ConfigurationError(
+            f"the TLS files of the broker URL cannot be used: {error}", f"look at {files}"
+        ) from error
+    return context
+
+
+def _underlay(connection: aio_pika.Connection) -> Any:
+    assert connection.transport is not None
+    return connection.transport.connection
+
+
+async def _rpc(call: Awaitable[T]) -> T:
+    try:
+        return await asyncio.wait_for(call, RPC_TIMEOUT)
+    except Exception as error:
+        raise translate.declaring(error) from error
+
+
+async def _if_open(settle: Awaitable[None]) -> None:
+    try:
+        await settle
+    except (amqp.ChannelInvalidStateError, amqp.AMQPError):
+        return
+
+
+async def _quietly(goodbye: Awaitable[Any]) -> None:
+    """Await a goodbye that nobody may answer any more."""
+    try:
+        await asyncio.wait_for(goodbye, CLOSE_TIMEOUT)
+    except (Exception, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise

@@ -1,0 +1,95 @@
+"""Errors of aio-pika, aiormq and the operating system as choreo's own; the most specific case stands first."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from typing import Final
+
+from aiormq import exceptions as amqp
+
+from choreo.broker_url import BrokerUrl
+from choreo.errors import AccessRefused, BrokerUnreachable, ChoreoError, ConfigurationError, TopologyMismatch
+
+_INEQUIVALENT: Final = re.compile(
+    r"inequivalent arg '(?P<argument>[^']+)' for (?P<kind>queue|exchange) '(?P<name>[^']+)'.*?:"
+    r" received (?P<received>.+?) but current is (?P<current>.+?)\"?$"
+)
+
+
+def connecting(error: BaseException, broker: BrokerUrl) -> ChoreoError:
+    """Return what `error`, raised while connecting to `broker`, means for the user. Never shows a password."""
+    text = str(error)
+    if isinstance(error, amqp.ProbableAuthenticationError | amqp.AuthenticationError):
+        return AccessRefused(
+            f"the broker at {broker.host}:{broker.port} refused the user {broker.user!r} or its password",
+            "check CHOREO_URL, or CHOREO_PASSWORD_FILE; the user guest is let in from the broker's own machine only",
+        )
+    if isinstance(error, amqp.InvalidFrameError) and "Connection.OpenOk" in text and "Connection.Close" in text:
+        # aiormq 7 drops the broker's reason here; the only frame refused at this point is Connection.Open.
+        return AccessRefused(
+            f"the broker at {broker.host}:{broker.port} refused the virtual host {broker.vhost!r}"
+            f" to the user {broker.user!r}",
+            "check that it exists (rabbitmqctl list_vhosts) and that the user has permissions in it"
+            " (rabbitmqctl list_permissions)",
+        )
+    if isinstance(error, amqp.ConnectionNotAllowed):
+        return AccessRefused(
+            f"the broker at {broker.host}:{broker.port} refused the connection: {text}", "ask its operator"
+        )
+    if isinstance(error, ssl.SSLError) or "SSL" in text:
+        return ConfigurationError(
+            f"no TLS connection to {broker.host}:{broker.port}: {_reason(error)}",
+            "amqps:// needs the broker's TLS port (5671) and, for a private authority, ?cafile=/path/ca.pem",
+        )
+    if isinstance(error, TimeoutError):
+        reason = f"no answer within {broker.connection_timeout:g} s"
+    elif isinstance(error, amqp.IncompatibleProtocolError | amqp.ProtocolSyntaxError):
+        reason = "what answers there does not speak AMQP 0-9-1"
+    else:
+        reason = _reason(error)
+    return BrokerUnreachable(
+        f"no broker can be reached at {broker.host}:{broker.port}: {reason}",
+        "start one, or name another with CHOREO_URL or --url",
+    )
+
+
+def lost(error: BaseException | None) -> ChoreoError:
+    """Return why a connection or channel that worked has ended."""
+    if isinstance(error, amqp.ChannelPreconditionFailed | amqp.ChannelAccessRefused | amqp.ChannelNotFoundEntity):
+        return declaring(error)
+    if error is None or str(error) == "":
+        return BrokerUnreachable("the connection to the broker was lost")
+    return BrokerUnreachable(f"the connection to the broker was lost: {_reason(error)}")
+
+
+def declaring(error: BaseException) -> ChoreoError:
+    """Return what a refused declaration, binding or subscription means for the user."""
+    text = str(error)
+    found = _INEQUIVALENT.search(text)
+    if found is not None:
+        kind, name = found["kind"], found["name"]
+        return TopologyMismatch(
+            f"{kind} {name!r} exists on the broker with {found['argument']} = {found['current']},"
+            f" choreo declares {found['received']}",
+            f"empty and delete that {kind} (rabbitmqctl delete_{kind} {name}), then start again; or keep it and use"
+            " another namespace (CHOREO_NAMESPACE)",
+        )
+    if isinstance(error, amqp.ChannelAccessRefused):
+        return AccessRefused(
+            f"the broker refused: {text}",
+            'give the user permission on the namespace: rabbitmqctl set_permissions USER "^choreo\\." "^choreo\\." "^choreo\\."',
+        )
+    if isinstance(error, amqp.ChannelPreconditionFailed | amqp.ChannelNotFoundEntity | amqp.ChannelLockedResource):
+        return ConfigurationError(f"the broker refused: {text}", "look at the queue with choreo inspect queues")
+    return (
+        lost(error)
+        if isinstance(error, amqp.AMQPConnectionError)
+        else BrokerUnreachable(f"the broker did not answer a declaration: {_reason(error)}")
+    )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, amqp.AMQPConnectionError) and len(error.args) == 2 and isinstance(error.args[1], str):
+        return error.args[1]
+    return str(error) or type(error).__name__

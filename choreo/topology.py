@@ -1,0 +1,187 @@
+"""The topology as data: which exchanges, queues and bindings a set of agents needs. Pure; names are made here only.
+
+Delays are a ladder of twenty levels, one quorum queue with one constant TTL each (2^n seconds), because a TTL per
+message expires only at a queue's head. A message carries its delay as twenty bits in its routing key, highest first,
+and passes only the levels whose bit is set; after the last bit stands where it returns to. Modelled on NServiceBus'
+delay infrastructure for RabbitMQ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Final, Literal
+
+from choreo.agent import Agent
+
+LEVELS: Final = 20
+# Deliveries that end with the consumer's crash. The broker dead-letters a message beyond it; choreo counts its own
+# tries in a header, so this catches crash loops only.
+DELIVERY_LIMIT: Final = 20
+# A dead-letter queue must never drop what it holds, however often it is looked at. RabbitMQ 4 limits deliveries to 20
+# unless told otherwise, and -1 for "no limit" is refused before 4.0: a number that no queue reaches means the same to
+# every release, and an upgrade does not find a queue with other arguments.
+NO_LIMIT: Final = 1_000_000_000
+
+QueueKind = Literal["work", "dlq", "delay", "journal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A durable exchange."""
+
+    name: str
+    type: Literal["topic", "direct"]
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A durable quorum queue. `agent` is its owner, None for a level of the delay ladder."""
+
+    name: str
+    kind: QueueKind
+    agent: str | None
+    arguments: Mapping[str, Any] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A binding from an exchange to a queue, or to another exchange."""
+
+    source: str
+    destination: str
+    pattern: str
+    to: Literal["queue", "exchange"] = "queue"
+
+
+class Names:
+    """The names of everything in one namespace."""
+
+    def __init__(self, namespace: str = "choreo") -> None:
+        self.namespace = namespace
+        self.events = f"{namespace}.events"
+        self.dead = f"{namespace}.dead"
+        self.retry = f"{namespace}.retry"
+        self.delay = f"{namespace}.delay"
+
+    def level(self, level: int) -> str:
+        """Return the name of both the exchange and the queue of one level of the delay ladder."""
+        return f"{self.delay}.{level}"
+
+    def queue(self, agent: str) -> str:
+        """Return the name of an agent's queue."""
+        return f"{self.namespace}.{agent}"
+
+    def dlq(self, agent: str) -> str:
+        """Return the name of an agent's dead-letter queue."""
+        return f"{self.namespace}.{agent}.dlq"
+
+
+def return_key(agent: str, seconds: int = 0) -> str:
+    """Return the routing key that brings a message to the queue of `agent` alone, after `seconds` on the ladder."""
+    return f"{_bits(seconds)}.agent.{agent}"
+
+
+def schedule_key(topic: str, seconds: int) -> str:
+    """Return the routing key that brings an event to everyone bound to `topic`, after `seconds` on the ladder."""
+    return f"{_bits(seconds)}.event.{topic}"
+
+
+def topic_of(names: Names, exchange: str, routing_key: str) -> str | None:
+    """Return the topic of a message that arrived from `exchange` with `routing_key`.
+
+    None for one that came back to a single agent: its topic stands in a header.
+    """
+    if exchange == names.events or not (exchange == names.retry or exchange.startswith(names.delay)):
+        return routing_key
+    words = routing_key.split(".", LEVELS + 1)
+    return words[-1] if len(words) == LEVELS + 2 and words[LEVELS] == "event" else None
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Everything to declare, in an order in which each thing's needs stand before it."""
+
+    exchanges: tuple[Exchange, ...]
+    queues: tuple[Queue, ...]
+    bindings: tuple[Binding, ...]
+
+    @classmethod
+    def of(cls, agents: Iterable[Agent], namespace: str = "choreo") -> Topology:
+        """Return what `agents` need on the broker, in `namespace`."""
+        names = Names(namespace)
+        agents = list(agents)
+        return cls(
+            exchanges=_exchanges(names),
+            queues=tuple(chain(_ladder_queues(names), *(_agent_queues(agent.name, names) for agent in agents))),
+            bindings=tuple(
+                dict.fromkeys(chain(_ladder_bindings(names), *(_agent_bindings(agent, names) for agent in agents)))
+            ),
+        )
+
+
+def _exchanges(names: Names) -> tuple[Exchange, ...]:
+    levels = (Exchange(names.level(level), "topic") for level in range(LEVELS))
+    return (
+        Exchange(names.events, "topic"),
+        Exchange(names.dead, "direct"),
+        Exchange(names.retry, "topic"),
+        Exchange(names.delay, "topic"),
+        *levels,
+    )
+
+
+def _agent_queues(agent: str, names: Names) -> tuple[Queue, Queue]:
+    work = _quorum(names.dead, DELIVERY_LIMIT) | {"x-dead-letter-routing-key": agent}
+    dead = {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}
+    return Queue(names.queue(agent), "work", agent, work), Queue(names.dlq(agent), "dlq", agent, dead)
+
+
+def _agent_bindings(agent: Agent, names: Names) -> Iterable[Binding]:
+    queue, home = names.queue(agent.name), _stars(LEVELS) + f"agent.{agent.name}"
+    yield Binding(names.dead, names.dlq(agent.name), agent.name)
+    yield Binding(names.retry, queue, home)
+    # The entry of the ladder knows every destination, so that a delay towards one that nobody is bound to comes back
+    # to its publisher at once instead of waiting for ever at the end.
+    yield Binding(names.delay, names.level(LEVELS - 1), home, to="exchange")
+    for pattern in agent.patterns:
+        yield Binding(names.events, queue, pattern)
+        scheduled = _stars(LEVELS) + f"event.{pattern}"
+        yield Binding(names.retry, queue, scheduled)
+        yield Binding(names.delay, names.level(LEVELS - 1), scheduled, to="exchange")
+
+
+def _ladder_queues(names: Names) -> Iterable[Queue]:
+    for level in range(LEVELS):
+        below = names.level(level - 1) if level else names.retry
+        # No delivery limit counts here: nobody consumes from a delay.
+        arguments = _quorum(below, NO_LIMIT) | {"x-message-ttl": 1000 * 2**level}
+        yield Queue(names.level(level), "delay", None, arguments)
+
+
+def _ladder_bindings(names: Names) -> Iterable[Binding]:
+    for level in range(LEVELS):
+        before = _stars(LEVELS - 1 - level)
+        below = names.level(level - 1) if level else names.retry
+        yield Binding(names.level(level), names.level(level), f"{before}1.#")
+        yield Binding(names.level(level), below, f"{before}0.#", to="exchange")
+
+
+def _quorum(dead_letter_exchange: str, delivery_limit: int) -> dict[str, Any]:
+    """Return the arguments of a quorum queue that loses nothing on its way to `dead_letter_exchange`."""
+    return {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": delivery_limit,
+        "x-dead-letter-exchange": dead_letter_exchange,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",  # at-least-once dead-lettering asks for it
+    }
+
+
+def _stars(count: int) -> str:
+    return "*." * count
+
+
+def _bits(seconds: int) -> str:
+    return ".".join(f"{seconds:0{LEVELS}b}")

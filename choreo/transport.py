@@ -1,0 +1,131 @@
+"""What a session with a broker can do. The rest of the house knows no more of a broker than this."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from choreo.envelope import Message
+from choreo.errors import ChoreoError
+from choreo.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """The broker has stored the message in every queue it was routed to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The broker said no, and the message is not stored: nothing is bound (`returned`), or it cannot take it (`nacked`)."""
+
+    reason: Literal["returned", "nacked"]
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No answer in time, or the connection was lost: the message may or may not be stored."""
+
+    detail: str
+
+
+Publication = Confirmed | Refused | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What the broker says of itself."""
+
+    product: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """A queue as AMQP shows it: messages ready for delivery, and consumers."""
+
+    name: str
+    ready: int
+    consumers: int
+
+
+@dataclass(slots=True)
+class Delivery:
+    """One message arriving at one consumer, until it is settled."""
+
+    message: Message
+    exchange: str
+    routing_key: str
+    tag: int
+    redelivered: bool
+    consumer: Consumer
+
+
+OnDelivery = Callable[[Delivery], None]
+
+
+class Consumer(Protocol):
+    """One subscription to one queue."""
+
+    @property
+    def queue(self) -> str:
+        """The name of the queue."""
+        ...
+
+    async def acknowledge(self, delivery: Delivery) -> None:
+        """Tell the broker that `delivery` is done with. Nothing happens when the session is lost: it is redelivered."""
+        ...
+
+    async def requeue(self, delivery: Delivery) -> None:
+        """Give `delivery` back, to be delivered again."""
+        ...
+
+    async def cancel(self) -> None:
+        """Ask for no more deliveries. Those not settled yet stay ours to settle."""
+        ...
+
+    async def close(self) -> None:
+        """End the subscription; what is not settled goes back to the queue."""
+        ...
+
+
+class Session(Protocol):
+    """A live connection to a broker. It is never repaired: once `lost`, a new one takes its place."""
+
+    @property
+    def server(self) -> Server:
+        """Which broker this is."""
+        ...
+
+    @property
+    def lost(self) -> asyncio.Future[ChoreoError]:
+        """Done, with the reason, as soon as the session can no longer be relied on."""
+        ...
+
+    async def declare(self, topology: Topology) -> None:
+        """Declare everything in `topology`. Raises TopologyMismatch, AccessRefused or BrokerUnreachable."""
+        ...
+
+    async def consume(self, queue: str, *, prefetch: int, on_delivery: OnDelivery) -> Consumer:
+        """Subscribe to `queue` with at most `prefetch` unsettled deliveries; `on_delivery` must not block."""
+        ...
+
+    async def publish(
+        self, message: Message, *, exchange: str, routing_key: str, timeout: float, mandatory: bool = True
+    ) -> Publication:
+        """Publish and wait for the broker's word, at most `timeout` seconds. Never raises for what the broker does."""
+        ...
+
+    async def stats(self, queue: str) -> QueueStats | None:
+        """Return what AMQP shows of `queue`, None when there is no such queue."""
+        ...
+
+    async def close(self) -> None:
+        """Close both connections; unsettled deliveries go back to their queues."""
+        ...
+
+
+Connect = Callable[[], Awaitable[Session]]
