@@ -1,0 +1,126 @@
+"""`choreo run`: start a worker for some agents."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from choreo.cli import output
+from choreo.cli.options import Url
+
+if TYPE_CHECKING:
+    from choreo.agent import Agent
+    from choreo.settings import Settings
+
+
+def run(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME...",
+            help="Agents: a module in the agents folder, an entry point, or package.module:attribute.",
+            show_default=False,
+        ),
+    ] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="Run every agent in the agents folder.")] = False,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Reactions of one agent that run at once. [default: 16]", show_default=False)
+    ] = None,
+    prefetch: Annotated[
+        int | None, typer.Option(help="Deliveries that one agent holds. [default: 100]", show_default=False)
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, max=1024, help="Processes, under one supervisor.")] = 1,
+    drain: Annotated[
+        str | None,
+        typer.Option(help="Time to finish what runs after SIGTERM. [default: 30s]", metavar="TIME", show_default=False),
+    ] = None,
+    wait: Annotated[
+        str | None,
+        typer.Option(help="Time to wait for the broker at start. [default: 5s]", metavar="TIME", show_default=False),
+    ] = None,
+    reload: Annotated[bool, typer.Option("--reload", help="Start anew when an agent's file changes.")] = False,
+    health_port: Annotated[
+        int | None, typer.Option(help="Serve /live and /ready on this port.", show_default=False)
+    ] = None,
+    health_host: Annotated[
+        str | None, typer.Option(help="Where to serve them. [default: 127.0.0.1]", show_default=False)
+    ] = None,
+    url: Url = None,
+) -> None:
+    """Run agents until SIGTERM or Ctrl-C, then finish what is under way and exit.
+
+    The first signal drains: nothing new is taken, what runs is finished, the rest is handed back. A second one ends at
+    once. Exit code 0: drained; 75: the time ran out, what was cut off will be delivered again.
+    """
+    from choreo.observe import logs
+    from choreo.settings import load
+
+    settings = load(
+        url=url,
+        concurrency=concurrency,
+        prefetch=prefetch,
+        drain=drain,
+        wait=wait,
+        health_port=health_port,
+        health_host=health_host,
+    )
+    logs.configure(settings.log_level, settings.log_format)
+    agents = _agents(names or [], settings, everyone=everyone) if not reload else []
+    if processes > 1 or reload:
+        code = _supervise(names or [], settings, processes, everyone=everyone, reload=reload)
+    else:
+        from choreo.runtime.service import serve
+
+        code = output.wait_for(serve(agents, settings))
+    _exit(code)
+
+
+def _agents(names: list[str], settings: Settings, *, everyone: bool) -> list[Agent]:
+    from choreo import loader
+    from choreo.errors import UsageError
+
+    if bool(names) == everyone:
+        raise UsageError(
+            "name the agents to run, or say --all" if not names else "say either names or --all",
+            f"known in {settings.agents_folder}: {', '.join(loader.known(settings.agents_folder)) or 'none'}",
+        )
+    if everyone:
+        return loader.load_all(settings.agents_folder)
+    agents = {name: loader.load(name, settings.agents_folder) for name in names}
+    return list({agent.name: agent for agent in agents.values()}.values())
+
+
+def _supervise(names: list[str], settings: Settings, processes: int, *, everyone: bool, reload: bool) -> int:
+    from choreo.errors import ConfigurationError
+    from choreo.runtime.processes import Supervisor, command
+
+    if reload:
+        try:
+            import watchfiles  # noqa: F401
+        except ImportError:
+            raise ConfigurationError("--reload needs watchfiles", 'pip install "choreo[reload]"') from None
+    # The processes read the settings for themselves; what was said on this command line goes by the environment, where
+    # a password in a URL is not for everybody to see.
+    for name in ("url", "concurrency", "prefetch", "drain", "wait"):
+        value = getattr(settings, name)
+        os.environ[f"CHOREO_{name.upper()}"] = str(getattr(value, "get_secret_value", lambda v=value: v)())
+    arguments = command([*names], ["--all"] if everyone else [])
+
+    async def supervised() -> int:
+        watched = (settings.agents_folder,) if reload else ()
+        return await Supervisor(arguments, processes, settings, watched).run()
+
+    return output.wait_for(supervised())
+
+
+def _exit(code: int) -> None:
+    """End the process, also when a reaction's thread hangs: Python would wait for it for ever."""
+    if any(thread.name.startswith("reaction") for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise typer.Exit(code)

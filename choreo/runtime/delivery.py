@@ -1,0 +1,341 @@
+"""A delivery's way, from arrival to settled: opened, validated, reacted to, what follows published and confirmed, settled.
+
+Every delivery is settled here and nowhere else, and always in this order: publish, confirm, then acknowledge. A crash
+anywhere before the acknowledgement brings the delivery back; a crash just before it makes a duplicate, never a loss.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+
+from choreo import dead_letter, envelope
+from choreo.agent import Agent
+from choreo.envelope import Envelope, Message, Reason, derived_id, open_envelope, seal
+from choreo.errors import (
+    EnvelopeError,
+    PublishFailed,
+    PublishRefused,
+    PublishUnknown,
+    ReactionTimeout,
+    UndeclaredEvent,
+)
+from choreo.event import Event, declaration
+from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
+from choreo.reaction import Context, Reaction
+from choreo.topology import Names, return_key, topic_of
+from choreo.transport import Confirmed, Delivery, Publication, Refused, Session
+
+# When the broker takes neither the retry nor the dead letter of a delivery, it is held and tried again: seconds, the
+# last for ever. The delivery stays unsettled meanwhile, so nothing is lost, and the prefetch keeps their number bounded.
+_HOLD: Final = (0.2, 1.0, 5.0, 15.0)
+
+_logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Counters:
+    """What became of an agent's deliveries since the process began."""
+
+    handled: int = 0
+    retried: int = 0
+    dead: int = 0
+    emitted: int = 0
+
+
+class _SessionLostError(Exception):
+    """The session ended under a delivery, which the broker gives to somebody else."""
+
+
+@dataclass(slots=True)
+class _Case:
+    """One delivery and what is known of it so far. `tries` includes the one under way."""
+
+    session: Session
+    delivery: Delivery
+    topic: str
+    tries: int = 1
+    first_failure: datetime | None = None
+    envelope: Envelope | None = None
+    reaction: Reaction | None = None
+    event: Event | Envelope | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Courier:
+    """Carries the deliveries of one agent. Wired once, when the worker starts."""
+
+    agent: Agent
+    names: Names
+    executor: Executor
+    max_body: int
+    publish_timeout: float
+    code_version: str | None = None
+    resources: Any = None
+    counters: Counters = field(default_factory=Counters)
+
+    async def deliver(self, session: Session, delivery: Delivery) -> None:
+        """Take `delivery` to settled. Only cancellation and a lost session leave it for a redelivery."""
+        case = _Case(session, delivery, topic_of(self.names, delivery.exchange, delivery.routing_key) or "")
+        try:
+            failure = await self._try(case)
+            while failure is not None:
+                failure = await self._recover(case, failure)
+            await delivery.consumer.acknowledge(delivery)
+        except _SessionLostError:
+            return
+        except asyncio.CancelledError:
+            await delivery.consumer.requeue(delivery)
+            raise
+
+    async def _try(self, case: _Case) -> BaseException | None:
+        """Open, call, emit. Return the failure, or None when all that follows is confirmed."""
+        began = time.perf_counter()
+        try:
+            opened, reaction = self._open(case)
+            arguments = (case.event, self._context(case, opened, reaction)) if reaction.takes_context else (case.event,)
+            events = await self._call(reaction, reaction.function, arguments, in_thread=reaction.in_thread)
+            await self._emit(case, opened, events, reaction.emits, reaction.name)
+        except BaseException as error:  # noqa: BLE001 - also what ends a process elsewhere: here it ends one delivery
+            if _is_cancellation(error):
+                raise
+            return error
+        self.counters.handled += 1
+        if _logger.is_enabled_for(logging.DEBUG):
+            self._log(case).debug("handled", emitted=len(events), seconds=round(time.perf_counter() - began, 6))
+        return None
+
+    async def _recover(self, case: _Case, error: BaseException) -> BaseException | None:
+        """Do what the policy says about `error`. Return the next failure, or None when the delivery can be settled."""
+        if case.session.lost.done():
+            raise _SessionLostError
+        now = datetime.now(UTC)
+        case.first_failure = case.first_failure or now
+        elapsed = (now - case.first_failure).total_seconds()
+        match decide(case.reaction, error, attempt=case.tries, elapsed=elapsed):
+            case TryNow():
+                self._log(case).warning("failed", error=repr(error), next="try again at once")
+                case.tries += 1
+                return await self._try(case)
+            case TryLater(delay):
+                self._log(case).warning("failed", error=repr(error), next=f"try again in {delay} s")
+                await self._store(case, self.names.delay, return_key(self.agent.name, delay), self._retry(case))
+                self.counters.retried += 1
+            case Otherwise():
+                return await self._otherwise(case, error)
+            case DeadLetter(reason):
+                await self._bury(case, error, reason)
+        return None
+
+    def _open(self, case: _Case) -> tuple[Envelope, Reaction]:
+        """Read envelope and event and find the reaction, once. Raises EnvelopeError with the dead letter's reason."""
+        if case.envelope is not None and case.reaction is not None:
+            return case.envelope, case.reaction
+        message = case.delivery.message
+        case.topic = case.topic or str(message.headers.get(envelope.TOPIC, ""))
+        opened = case.envelope = open_envelope(message, case.topic, max_body=self.max_body)
+        case.tries, case.first_failure = opened.attempt, opened.first_failure
+        reaction = case.reaction = self.agent.reaction_to(opened.topic)
+        if reaction is None:
+            raise EnvelopeError(
+                Reason.UNEXPECTED, f"agent {self.agent.name} has no reaction to the topic {opened.topic!r}"
+            )
+        bound = reaction.max_hops or self.agent.max_hops
+        if opened.hops >= bound:
+            raise EnvelopeError(
+                Reason.LOOP,
+                f"{opened.topic} {opened.id} is {opened.hops} hops away from the event that began it,"
+                f" and max_hops is {bound}",
+            )
+        case.event = opened.event(reaction.consumes[opened.topic]) if reaction.consumes else opened
+        return opened, reaction
+
+    def _context(self, case: _Case, opened: Envelope, reaction: Reaction) -> Context:
+        return Context(
+            event_id=opened.id,
+            topic=opened.topic,
+            correlation_id=opened.correlation_id,
+            causation_id=opened.causation_id,
+            attempt=case.tries,
+            hops=opened.hops,
+            agent=self.agent.name,
+            reaction=reaction.name,
+            resources=self.resources,
+            headers=opened.headers,
+        )
+
+    async def _call(
+        self, reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...], *, in_thread: bool
+    ) -> list[Event]:
+        """Run a function of the user's within the reaction's deadline, and return the events it gave."""
+        deadline = asyncio.timeout(reaction.timeout)
+        try:
+            async with deadline:
+                if in_thread:
+                    run = contextvars.copy_context().run
+                    result = await asyncio.get_running_loop().run_in_executor(
+                        self.executor, run, _in_thread, function, arguments
+                    )
+                else:
+                    result = function(*arguments)
+                if inspect.isawaitable(result):
+                    result = await result
+                if isinstance(result, AsyncIterator):
+                    return [event async for event in result]
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise  # the function's own
+            raise ReactionTimeout(
+                f"reaction {reaction.name!r} of agent {reaction.agent} ran longer than its {reaction.timeout:g} s",
+                "make it faster, or raise its timeout=",
+            ) from error
+        if result is None:
+            return []
+        return list(result) if isinstance(result, list | tuple) else [result]
+
+    async def _emit(
+        self,
+        case: _Case,
+        opened: Envelope,
+        events: list[Event],
+        allowed: tuple[type[Event], ...],
+        function: str,
+    ) -> None:
+        """Publish what follows and wait until all of it is confirmed; raise what stands in the way of that."""
+        for event in events:
+            if type(event) not in allowed:
+                names = ", ".join(each.__name__ for each in allowed) or "nothing"
+                raise UndeclaredEvent(
+                    f"{function!r} of agent {self.agent.name} returned {type(event).__name__},"
+                    f" but its signature announces {names}",
+                    "add it to the return annotation",
+                )
+        confirmations = [
+            case.session.publish(
+                seal(
+                    event,
+                    source=self.agent.name,
+                    event_id=derived_id(opened.id, self.agent.name, function, index),
+                    cause=opened,
+                ),
+                exchange=self.names.events,
+                routing_key=declaration(event).topic,
+                timeout=self.publish_timeout,
+            )
+            for index, event in enumerate(events)
+        ]
+        for event, result in zip(events, await asyncio.gather(*confirmations), strict=True):
+            _require_stored(event, result)
+        self.counters.emitted += len(events)
+
+    async def _otherwise(self, case: _Case, error: BaseException) -> BaseException | None:
+        """Emit the reaction's last word. If that fails too, only the dead letter is left, with both errors in it."""
+        opened, reaction = self._open(case)
+        last_word = reaction.otherwise
+        assert last_word is not None
+        try:
+            events = await self._call(
+                reaction, last_word, (case.event, error), in_thread=not inspect.iscoroutinefunction(last_word)
+            )
+            await self._emit(case, opened, events, reaction.otherwise_emits, f"{reaction.name}.otherwise")
+        except PublishFailed as unconfirmed:
+            return unconfirmed
+        except BaseException as second:  # noqa: BLE001 - see _try
+            if _is_cancellation(second):
+                raise
+            second.__context__ = error
+            await self._bury(case, second, Reason.FAILED)
+            return None
+        self.counters.handled += 1
+        emitted = [declaration(event).topic for event in events]
+        self._log(case).warning("failed", error=repr(error), next="otherwise", emitted=emitted)
+        return None
+
+    def _retry(self, case: _Case) -> Message:
+        """Return the message for its next try. One that came without an id keeps the id it got: all tries emit alike."""
+        assert case.envelope is not None and case.first_failure is not None
+        return case.delivery.message.forwarded(
+            {
+                envelope.ATTEMPT: case.tries,
+                envelope.TOPIC: case.topic,
+                envelope.FIRST_FAILURE: case.first_failure.isoformat(),
+                envelope.CE + "id": case.envelope.id,
+            }
+        )
+
+    async def _bury(self, case: _Case, error: BaseException, reason: str) -> None:
+        letter = dead_letter.write(
+            case.delivery.message,
+            topic=case.topic,
+            agent=self.agent.name,
+            reason=reason,
+            error=error,
+            reaction=case.reaction.name if case.reaction is not None else None,
+            attempts=case.tries,
+            first_failure=case.first_failure,
+            code_version=self.code_version,
+        )
+        await self._store(case, self.names.dead, self.agent.name, letter)
+        self.counters.dead += 1
+        self._log(case).warning("dead letter", reason=str(reason), error=repr(error))
+
+    async def _store(self, case: _Case, exchange: str, routing_key: str, message: Message) -> None:
+        """Publish a retry or a dead letter until it is confirmed; the delivery stays unsettled as long as it is not."""
+        for attempt in range(1_000_000):
+            result = await case.session.publish(
+                message, exchange=exchange, routing_key=routing_key, timeout=self.publish_timeout
+            )
+            if isinstance(result, Confirmed):
+                return
+            if case.session.lost.done():
+                break
+            pause = _HOLD[min(attempt, len(_HOLD) - 1)]
+            self._log(case).error("held", exchange=exchange, error=result.detail, next=f"try again in {pause} s")
+            await asyncio.wait((case.session.lost,), timeout=pause)
+        raise _SessionLostError
+
+    def _log(self, case: _Case) -> structlog.typing.FilteringBoundLogger:
+        opened, message = case.envelope, case.delivery.message
+        bound: structlog.typing.FilteringBoundLogger = _logger.bind(
+            agent=self.agent.name,
+            reaction=case.reaction.name if case.reaction is not None else None,
+            topic=case.topic,
+            event_id=opened.id if opened is not None else message.message_id,
+            correlation_id=opened.correlation_id if opened is not None else message.correlation_id,
+            attempt=case.tries,
+        )
+        return bound
+
+
+def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    result = function(*arguments)
+    return list(result) if isinstance(result, Iterator) else result  # a generator does its work in the thread too
+
+
+def _require_stored(event: Event, result: Publication) -> None:
+    """Raise unless `event` is stored, or was returned because nobody listens to what nobody needs to listen to."""
+    declared = declaration(event)
+    match result:
+        case Confirmed():
+            return
+        case Refused("returned") if declared.terminal:
+            return
+        case Refused(_, detail):
+            raise PublishRefused(f"{declared.topic} was not taken by the broker: {detail}")
+    raise PublishUnknown(f"{declared.topic} may not have been stored: {result.detail}")
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    """Say whether this task is being cancelled, as against a reaction that raised CancelledError of its own."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0

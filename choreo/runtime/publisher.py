@@ -1,0 +1,129 @@
+"""The publisher: how a program that is no agent, such as a web application, puts events into the choreography."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+from choreo import duration
+from choreo.duration import Duration
+from choreo.envelope import Message, seal
+from choreo.errors import PublishRefused, PublishUnknown, UsageError
+from choreo.event import Event, declaration
+from choreo.rabbit import session as rabbit
+from choreo.retry import LONGEST_DELAY
+from choreo.settings import Settings, load
+from choreo.topology import Names, schedule_key
+from choreo.transport import Confirmed, Connect, Refused, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What the broker has confirmed: the id of the event, and of the transaction it belongs to."""
+
+    id: str
+    correlation_id: str
+
+
+class Publisher:
+    """Publishes events, each confirmed by the broker. An asynchronous context manager; safe to share between tasks.
+
+    A session that was lost is replaced on the next publish. An event without an answer is never sent again by itself:
+    whether a second copy is harmless is the caller's to know.
+    """
+
+    def __init__(self, settings: Settings, connect: Connect, *, source: str = "choreo") -> None:
+        self._settings = settings
+        self._connect = connect
+        self._source = source
+        self._names = Names(settings.namespace)
+        self._session: Session | None = None
+        self._connecting = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        await self._live()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def publish(
+        self,
+        event: Event,
+        *,
+        correlation_id: str | None = None,
+        event_id: str | None = None,
+        delay: Duration | None = None,
+    ) -> Receipt:
+        """Publish `event`, and return when the broker has stored it for every agent that listens.
+
+        `correlation_id`: the transaction it belongs to, its own if none is named. `event_id`: an id that is the same
+        when the caller publishes again after an unknown outcome. `delay`: until it is delivered; whole seconds, at most
+        12 days. Raises PublishRefused (nobody listens, or the broker cannot store it), PublishUnknown (no answer within
+        `publish_timeout`, or the connection was lost), BrokerUnreachable.
+        """
+        message = seal(event, source=self._source, event_id=event_id, correlation_id=correlation_id)
+        await self.send(message, declaration(event).topic, delay=delay)
+        return Receipt(str(message.message_id), str(message.headers["choreo-correlation"]))
+
+    async def send(self, message: Message, topic: str, *, delay: Duration | None = None) -> None:
+        """Publish a message that is made already, as `publish` does."""
+        pause = _whole_seconds(delay)
+        exchange, key = (self._names.delay, schedule_key(topic, pause)) if pause else (self._names.events, topic)
+        session = await self._live()
+        timeout = self._settings.publish_timeout
+        result = await session.publish(message, exchange=exchange, routing_key=key, timeout=timeout)
+        match result:
+            case Confirmed():
+                return
+            case Refused("returned"):
+                raise PublishRefused(
+                    f"no agent listens to {topic!r} in the namespace {self._names.namespace!r}, the event is not stored",
+                    "start the agents once, so that their queues exist: choreo run NAME",
+                )
+            case Refused(_, detail):
+                raise PublishRefused(
+                    f"{topic} was refused and is not stored: {detail}", "look at choreo inspect queues"
+                )
+            case _:
+                raise PublishUnknown(
+                    f"{topic} {message.message_id} may or may not be stored: {result.detail}",
+                    "publish it again with the same id if a second copy does no harm",
+                )
+
+    async def _live(self) -> Session:
+        async with self._connecting:
+            if self._session is None or self._session.lost.done():
+                if self._session is not None:
+                    await self._session.close()
+                self._session = await self._connect()
+            return self._session
+
+
+def connect(url: str | None = None, *, source: str = "choreo", **settings: Any) -> Publisher:
+    """Return a Publisher for the broker at `url`: ``async with choreo.connect() as publisher: ...``.
+
+    Without a URL, and for all other settings, choreo's own rules hold: CHOREO_* variables, `.env`, pyproject.toml.
+    `source` is what events say they come from. Raises ConfigurationError for settings that cannot be used.
+    """
+    found = load(**settings, **({} if url is None else {"url": url}))
+    return Publisher(found, partial(rabbit.connect, found.brokers(), name=source), source=source)
+
+
+def _whole_seconds(delay: Duration | None) -> int:
+    if delay is None:
+        return 0
+    try:
+        length = math.ceil(duration.seconds(delay))
+    except ValueError as error:
+        raise UsageError(f"delay={delay!r}", str(error)) from None
+    if length > LONGEST_DELAY:
+        raise UsageError(f"delay={delay!r} is too long", f"the longest is {duration.text(LONGEST_DELAY)}")
+    return length

@@ -1,0 +1,140 @@
+"""A worker as a service: signals begin the drain, systemd and the health endpoint are told the truth of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import structlog
+
+from choreo.agent import Agent
+from choreo.observe.health import Health
+from choreo.observe.systemd import Notifier
+from choreo.rabbit import session as rabbit
+from choreo.runtime.worker import State, Worker
+from choreo.settings import Settings
+
+DRAINED: Final = 0
+OUT_OF_TIME: Final = 75
+INTERRUPTED: Final = 130
+
+# Set in the processes of a supervisor: standard input is a pipe that ends when the supervisor does.
+SUPERVISED: Final = "CHOREO_SUPERVISED"
+
+_logger = structlog.get_logger()
+
+
+class Stop:
+    """What the signals say. The first one begins the drain, the second ends at once; `interrupted`: by a person."""
+
+    def __init__(self, begin: Callable[[], None], at_once: Callable[[], None]) -> None:
+        self._begin = begin
+        self._at_once = at_once
+        self.count = 0
+        self.interrupted = False
+
+    def __call__(self, signum: int) -> None:
+        """Take one signal."""
+        self.count += 1
+        self.interrupted = signum == signal.SIGINT
+        _logger.info("signal", name=signal.Signals(signum).name, count=self.count)
+        (self._begin if self.count == 1 else self._at_once)()
+
+    def exit_code(self, *, drained: bool) -> int:
+        """Return how the process ends."""
+        if drained:
+            return DRAINED
+        return INTERRUPTED if self.count > 1 and self.interrupted else OUT_OF_TIME
+
+
+async def serve(agents: Sequence[Agent], settings: Settings) -> int:
+    """Run `agents` in this process until a signal ends it; return the exit code. Raises what Worker.run raises."""
+    name = f"choreo {' '.join(agent.name for agent in agents)} {os.getpid()}"
+    worker = Worker(agents, settings, partial(rabbit.connect, settings.brokers(), name=name))
+    stop = Stop(worker.stop, worker.abort)
+    notifier = Notifier.from_environment()
+    worker.watch(_reporter(notifier))
+    supervised = SUPERVISED in os.environ  # then the supervisor serves the endpoint for all its processes
+    port = None if supervised else settings.health_port
+    async with (
+        signals(stop),
+        endpoint(settings.health_host, port, lambda: (worker.ready, worker.status)),
+        watchdog(notifier),
+    ):
+        if supervised:
+            asyncio.get_running_loop().add_reader(0, _orphaned, stop)
+        drained = await worker.run()
+    return stop.exit_code(drained=drained)
+
+
+@asynccontextmanager
+async def signals(stop: Stop) -> AsyncIterator[None]:
+    """Hand SIGTERM and SIGINT to `stop` instead of letting them end the process."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+@asynccontextmanager
+async def endpoint(host: str, port: int | None, ready: Callable[[], tuple[bool, str]]) -> AsyncIterator[None]:
+    """Serve /live and /ready, unless `port` is None. That an answer comes at all shows that the loop turns."""
+    if port is None:
+        yield
+        return
+    health = Health(lambda: True, ready, host, port)
+    await health.start()
+    _logger.info("health endpoint", host=host, port=health.port)
+    try:
+        yield
+    finally:
+        await health.stop()
+
+
+@asynccontextmanager
+async def watchdog(notifier: Notifier, healthy: Callable[[], bool] = lambda: True) -> AsyncIterator[None]:
+    """Tell systemd as often as it asks for that the loop turns, as long as `healthy`."""
+
+    async def ping(interval: float) -> None:
+        while True:
+            if healthy():
+                notifier.watchdog()
+            await asyncio.sleep(interval)
+
+    task = asyncio.ensure_future(ping(notifier.watchdog_interval)) if notifier.watchdog_interval else None
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+
+
+def _reporter(notifier: Notifier) -> Callable[[Worker], None]:
+    announced = False
+
+    def report(worker: Worker) -> None:
+        nonlocal announced
+        if worker.ready and not announced:
+            announced = True
+            notifier.ready()
+        if worker.state is State.DRAINING:
+            notifier.stopping()
+        notifier.status(worker.status)
+
+    return report
+
+
+def _orphaned(stop: Stop) -> None:
+    """Drain when the supervisor is gone, however it went: nobody else would ever stop this process."""
+    if not os.read(0, 1024):
+        asyncio.get_running_loop().remove_reader(0)
+        stop(signal.SIGTERM)

@@ -1,0 +1,244 @@
+"""The worker: some agents in one process, a session with the broker that is replaced when it is lost, and the drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from typing import Any, Final
+
+import structlog
+import tenacity
+
+from choreo.agent import Agent
+from choreo.errors import BrokerUnreachable, ChoreoError, ConfigurationError
+from choreo.runtime.delivery import Counters, Courier
+from choreo.settings import Settings
+from choreo.topology import Names, Topology
+from choreo.transport import Connect, Consumer, Delivery, Session
+
+_BACKOFF: Final = tenacity.wait_exponential_jitter(initial=0.2, exp_base=1.5, max=30, jitter=0.2)
+
+_logger = structlog.get_logger()
+
+
+class State(StrEnum):
+    """Where a worker is in its life."""
+
+    STARTING = "starting"
+    CONSUMING = "consuming"
+    WAITING = "waiting"  # for a broker that was there and is gone
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+class Worker:
+    """Runs `agents` until it is told to stop.
+
+    `connect` opens a session with the broker. `state`, and `status` in words, tell the truth at any time; `watch` calls
+    back on each change.
+    """
+
+    def __init__(self, agents: Sequence[Agent], settings: Settings, connect: Connect) -> None:
+        self.agents = tuple(agents)
+        self.state = State.STARTING
+        self.status = "starting"
+        self._settings = settings
+        self._connect = connect
+        self._names = Names(settings.namespace)
+        self._topology = Topology.of(self.agents, settings.namespace)
+        self._couriers: dict[str, Courier] = {}
+        self._arrived: dict[str, asyncio.Queue[tuple[Session, Delivery] | None]] = {}
+        self._drainers: list[asyncio.Task[None]] = []
+        self._stop = asyncio.Event()
+        self._abort = asyncio.Event()
+        self._watchers: list[Callable[[Worker], None]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether every agent is consuming."""
+        return self.state is State.CONSUMING
+
+    @property
+    def counters(self) -> dict[str, Counters]:
+        """What became of each agent's deliveries so far."""
+        return {name: courier.counters for name, courier in self._couriers.items()}
+
+    def watch(self, callback: Callable[[Worker], None]) -> None:
+        """Call `callback` on each change of state or status."""
+        self._watchers.append(callback)
+
+    def stop(self) -> None:
+        """Begin to drain: take nothing new, finish what runs, hand the rest back."""
+        self._stop.set()
+
+    def abort(self) -> None:
+        """Stop at once: what runs is cancelled and handed back."""
+        self._stop.set()
+        self._abort.set()
+
+    async def run(self) -> bool:
+        """Work until stopped. Return whether everything that ran was finished within the drain time.
+
+        Raises what keeps the worker from starting: BrokerUnreachable after `wait` seconds of trying, AccessRefused,
+        TopologyMismatch and other configuration errors at once. Later failures of the broker are waited out.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            executor = ThreadPoolExecutor(self._settings.concurrency * len(self.agents), thread_name_prefix="reaction")
+            # Not waited for: a thread that hangs cannot be ended, and must not keep the process from ending.
+            stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+            for agent in self.agents:
+                resources = await stack.enter_async_context(agent.lifespan()) if agent.lifespan else None
+                self._couriers[agent.name] = self._courier(agent, executor, resources)
+                self._arrived[agent.name] = asyncio.Queue()
+            stack.push_async_callback(self._end_drainers)
+            self._start_drainers()
+            drained = await self._consume_until_stopped()
+        self._change(State.STOPPED, "stopped")
+        return drained
+
+    async def _consume_until_stopped(self) -> bool:
+        session = await self._first_session()
+        while session is not None:
+            consumers: list[Consumer] = []
+            try:
+                await session.declare(self._topology)
+                for agent in self.agents:
+                    consumers.append(await self._consume(session, agent))
+                self._change(State.CONSUMING, f"consuming from {', '.join(each.queue for each in consumers)}")
+                await self._first_of(self._stop, session.lost)
+            except ChoreoError as error:
+                if self.state is State.STARTING:
+                    await session.close()
+                    raise
+                self._lost(session, error)
+            if self._stop.is_set():
+                return await self._drain(session, consumers)
+            if session.lost.done():
+                self._lost(session, session.lost.result())
+            await session.close()
+            session = await self._next_session()
+        return True
+
+    async def _first_session(self) -> Session | None:
+        """Connect, patiently for `wait` seconds if nobody answers, and not at all patiently with a refusal."""
+        policy = tenacity.retry_if_exception_type(BrokerUnreachable)
+        return await self._connected(policy, tenacity.stop_after_delay(self._settings.wait))
+
+    async def _next_session(self) -> Session | None:
+        """Connect again, however long it takes; a refusal may be mended too. None: stopped meanwhile."""
+        return await self._connected(tenacity.retry_if_exception_type(ChoreoError), tenacity.stop_never)
+
+    async def _connected(self, retry: Any, stop: Any) -> Session | None:
+        tries = tenacity.AsyncRetrying(
+            retry=retry,
+            stop=stop,
+            wait=_BACKOFF,
+            reraise=True,
+            sleep=self._sleep,
+            before_sleep=self._not_connected,
+        )
+        async for attempt in tries:
+            if self._stop.is_set():
+                return None
+            with attempt:
+                return await self._connect()
+        return None
+
+    async def _sleep(self, seconds: float) -> None:
+        await self._first_of(self._stop, timeout=seconds)
+
+    def _not_connected(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        message = error.message if isinstance(error, ChoreoError) else repr(error)
+        pause = state.next_action.sleep if state.next_action else 0.0
+        if self.state is not State.STARTING:
+            self._change(State.WAITING, f"{message} (attempt {state.attempt_number})")
+        _logger.warning("not connected", error=message, attempt=state.attempt_number, next_try_in=round(pause, 1))
+
+    def _lost(self, session: Session, error: ChoreoError) -> None:
+        """Note that the session is gone: what arrived on it and has not begun will arrive again."""
+        for arrived in self._arrived.values():
+            while not arrived.empty():
+                arrived.get_nowait()
+        self._change(State.WAITING, error.message)
+        level = "error" if isinstance(error, ConfigurationError) else "warning"
+        getattr(_logger, level)("session lost", error=str(error), server=session.server.version)
+
+    async def _consume(self, session: Session, agent: Agent) -> Consumer:
+        arrived = self._arrived[agent.name]
+        return await session.consume(
+            self._names.queue(agent.name),
+            prefetch=self._settings.prefetch,
+            on_delivery=lambda delivery: arrived.put_nowait((session, delivery)),
+        )
+
+    def _start_drainers(self) -> None:
+        """Start as many tasks per agent as may run at once; they live as long as the worker."""
+        for agent in self.agents:
+            for number in range(min(self._settings.concurrency, self._settings.prefetch)):
+                self._drainers.append(asyncio.create_task(self._work(agent.name), name=f"{agent.name}-{number}"))
+
+    async def _work(self, agent: str) -> None:
+        courier, arrived = self._couriers[agent], self._arrived[agent]
+        while (next_one := await arrived.get()) is not None:
+            session, delivery = next_one
+            try:
+                await courier.deliver(session, delivery)
+            except Exception:
+                # Nothing of the user's code ends here, so this is a defect of choreo's. The delivery stays unsettled,
+                # and the broker gives it to another worker when this session ends.
+                _logger.exception("delivery failed inside choreo", agent=agent)
+
+    async def _drain(self, session: Session, consumers: Sequence[Consumer]) -> bool:
+        self._change(State.DRAINING, f"draining for at most {self._settings.drain:g} s")
+        await asyncio.gather(*(consumer.cancel() for consumer in consumers))
+        for arrived in self._arrived.values():
+            while not arrived.empty():
+                if (waiting := arrived.get_nowait()) is not None:
+                    await waiting[1].consumer.requeue(waiting[1])
+            for _ in self._drainers:
+                arrived.put_nowait(None)
+        finished = asyncio.gather(*self._drainers)
+        await self._first_of(finished, self._abort, session.lost, timeout=self._settings.drain)
+        drained = finished.done()
+        await self._end_drainers()
+        await session.close()
+        return drained
+
+    async def _end_drainers(self) -> None:
+        """Cancel what still runs; each hands its delivery back."""
+        for task in self._drainers:
+            task.cancel()
+        await asyncio.gather(*self._drainers, return_exceptions=True)
+
+    def _courier(self, agent: Agent, executor: ThreadPoolExecutor, resources: Any) -> Courier:
+        return Courier(
+            agent=agent,
+            names=self._names,
+            executor=executor,
+            max_body=self._settings.max_body,
+            publish_timeout=self._settings.publish_timeout,
+            code_version=self._settings.code_version,
+            resources=resources,
+        )
+
+    def _change(self, state: State, status: str) -> None:
+        if (state, status) == (self.state, self.status):
+            return
+        self.state, self.status = state, status
+        _logger.info("worker", state=str(state), status=status, agents=[agent.name for agent in self.agents])
+        for callback in self._watchers:
+            callback(self)
+
+    @staticmethod
+    async def _first_of(*what: asyncio.Event | asyncio.Future[Any], timeout: float | None = None) -> None:
+        """Wait until one of `what` has happened, at most `timeout` seconds."""
+        waiting = {asyncio.ensure_future(each.wait()) if isinstance(each, asyncio.Event) else each for each in what}
+        try:
+            await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting - set(what):
+                each.cancel()
