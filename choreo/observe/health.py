@@ -1,0 +1,144 @@
+"""Two answers over HTTP for whoever supervises the process: `/live` (the loop turns), `/ready` (consuming).
+
+GET and HEAD of two paths, no bodies, no connection kept: so there is nothing that a request could smuggle,
+and no HTTP library in the worker. Everything a client sends is bounded in size and time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+
+import structlog
+
+from choreo.errors import ConfigurationError
+from choreo.observe.logs import censored
+
+_HEAD_LIMIT = 8_192  # bytes of a request's line and headers
+_DEADLINE = 5.0  # seconds from connecting until the answer is sent
+_CONNECTIONS = 64  # a client that opens more must not take the file descriptors that the broker needs
+
+# RFC 9112, section 3. An absolute-form target is for proxies, which this is not.
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (/[!-~]*) HTTP/1\.[01]\r\n")
+
+_log = structlog.get_logger("choreo.observe.health")
+
+
+class Health:
+    """A small HTTP server. `live` and `ready` are asked at each request; `ready` says why in words.
+
+    `/live` answers 200 when `live()` is true, `/ready` when the first of `ready()` is; 503 otherwise. The
+    body is JSON, {"status": "waiting for the broker"}: for `/ready` it is the second of `ready()`. Any other
+    path is a 404, any other method a 405.
+    """
+
+    def __init__(self, live: Callable[[], bool], ready: Callable[[], tuple[bool, str]], host: str, port: int) -> None:
+        self._live = live
+        self._ready = ready
+        self._host = host
+        self._asked_port = port
+        self._server: asyncio.Server | None = None
+        self._requests: set[asyncio.Task[None]] = set()
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on, also when 0 was asked for; 0 while it does not listen."""
+        sockets = self._server.sockets if self._server else ()
+        return int(sockets[0].getsockname()[1]) if sockets else 0
+
+    async def start(self) -> None:
+        """Listen. Raises ConfigurationError when host and port cannot be listened on."""
+        if not 0 <= self._asked_port <= 65_535:  # uvloop would listen on the remainder
+            raise self._cannot_listen("a port is a number from 0 to 65535")
+        try:
+            self._server = await asyncio.start_server(self._accept, self._host, self._asked_port, limit=_HEAD_LIMIT)
+        except (OSError, ValueError) as error:  # ValueError: a host with a character that no name has
+            raise self._cannot_listen(_reason(error)) from error
+
+    async def stop(self) -> None:
+        """Stop listening and end what is still being answered."""
+        if self._server is None:
+            return
+        self._server.close()
+        for request in self._requests:
+            request.cancel()
+        await asyncio.gather(*self._requests, return_exceptions=True)
+        await self._server.wait_closed()
+        self._server = None
+
+    def _cannot_listen(self, reason: str) -> ConfigurationError:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return ConfigurationError(
+            f"the health endpoint cannot listen on {host}:{self._asked_port}: {reason}",
+            "choose a free one with --health-port and --health-host (port 0 takes any free one)",
+        )
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._requests) >= _CONNECTIONS:
+            writer.transport.abort()
+            return
+        request = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._requests.add(request)
+        request.add_done_callback(self._requests.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(_DEADLINE):
+                    writer.write(await self._answer(reader))
+                    writer.close()
+                    await writer.wait_closed()
+        finally:
+            writer.transport.abort()
+
+    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:
+            return b""
+        except asyncio.LimitOverrunError:
+            return _response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"more than {_HEAD_LIMIT} bytes")
+        line = _REQUEST_LINE.match(head)
+        if not line:
+            return _response(HTTPStatus.BAD_REQUEST, "not an HTTP/1.1 request")
+        method, path = line[1].decode(), line[2].partition(b"?")[0].decode()
+        if path not in ("/live", "/ready"):
+            return _response(HTTPStatus.NOT_FOUND, "there are /live and /ready", method)
+        if method not in ("GET", "HEAD"):
+            return _response(HTTPStatus.METHOD_NOT_ALLOWED, "there are GET and HEAD", method)
+        good, status = self._state(path)
+        return _response(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, status, method)
+
+    def _state(self, path: str) -> tuple[bool, str]:
+        try:
+            if path == "/ready":
+                return self._ready()
+            return (True, "alive") if self._live() else (False, "stuck")
+        except Exception:  # noqa: BLE001 - the probe gets an answer whatever the check does
+            _log.exception("health check failed", path=path)
+            return False, "the check itself failed; the log says why"
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Return what the system says, without asyncio's sentence around it; resolver errors are negative."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+    return str(error)
+
+
+def _response(code: HTTPStatus, status: str, method: str = "GET") -> bytes:
+    body = json.dumps({"status": censored(status)}).encode() + b"\n"
+    head = (
+        f"HTTP/1.1 {code.value} {code.phrase}\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        "Cache-Control: no-store\r\n"
+        "Allow: GET, HEAD\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode() + (b"" if method == "HEAD" else body)

@@ -1,0 +1,254 @@
+"""Log lines on stderr: readable on a terminal, one JSON object per line everywhere else.
+
+structlog and the standard library's loggers go through the same chain, so a library's warning has the shape
+of our own lines. Whatever a value is, its line is printed, bounded in length, without a URL's password; and
+nothing that goes wrong on the way (stderr closed, a repr() that raises) reaches the code that logs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import os
+import re
+import sys
+import traceback
+from collections.abc import Collection
+from datetime import date
+from decimal import Decimal
+from pathlib import PurePath
+from typing import Any, Literal
+from uuid import UUID
+
+import structlog
+from structlog.typing import EventDict, Processor
+
+from choreo.errors import ConfigurationError
+
+Format = Literal["auto", "pretty", "json"]
+
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+}
+FORMATS = ("auto", "pretty", "json")
+
+# The broker session logs its own account of every lost connection and refusal; the client libraries would
+# tell each of them again at error, with a traceback. asyncio's debug and info lines speak of selectors.
+_QUIETER = {"aio_pika": logging.CRITICAL, "aiormq": logging.CRITICAL, "asyncio": logging.WARNING}
+
+# journald cuts lines at 48 KiB and a cut JSON line is no JSON: one text never comes near that.
+_TEXT_LIMIT = 8_192
+_HEAD = 2_048
+_ITEMS = 64
+_DEPTH = 4
+_INTEGER_BITS = 1_024  # Python refuses to write an integer of more than 4,300 digits in decimal
+
+_WORD = re.compile(r"\S+")
+_BLANK = re.compile(r"\s")
+_NEXT_URL = re.compile(r"(?<=,)(?=[a-z]{1,10}://)")
+
+# Escape sequences in a message id or an exception text must not reach the terminal. Tab and newline are kept:
+# the renderer quotes a value that has one, and a traceback is made of them.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
+
+
+def configure(level: str = "info", format: Format = "auto") -> None:  # noqa: A002 - named as its setting is
+    """Send every log line of this process to stderr. Call it once, at start: a used logger is cached.
+
+    `level` is one of debug, info, warning, error, critical. `format` "auto" is "pretty" on a terminal and
+    "json" elsewhere. Raises ConfigurationError for any other.
+
+    A call below the level costs 30 to 120 ns on a bound logger (`structlog.get_logger().bind(...)`), and
+    500 ns on the lazy one that `get_logger()` returns: bind once where every event passes.
+    """
+    threshold = LEVELS.get(level.lower())
+    if threshold is None:
+        raise ConfigurationError(f"{level!r} is not a log level", f"use one of: {', '.join(LEVELS)}")
+    if format not in FORMATS:
+        raise ConfigurationError(f"{format!r} is not a log format", f"use one of: {', '.join(FORMATS)}")
+
+    chain = _chain(pretty=format == "pretty" or (format == "auto" and _on_terminal()))
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, *chain],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=_Stderr,
+        cache_logger_on_first_use=True,
+    )
+    _route_standard_library(threshold, chain)
+
+
+def censored(text: str) -> str:
+    """Return `text` with the password of every URL in it replaced by ***.
+
+    Where a password holds an unescaped "@", "/" or ":", rather more is hidden: up to the word's last "@".
+    """
+    if "://" not in text or "@" not in text:
+        return text
+    # Plain splitting, no backtracking: the time is linear in texts that somebody else wrote.
+    return _WORD.sub(lambda word: "".join(map(_without_password, _NEXT_URL.split(word[0]))), text)
+
+
+def _without_password(piece: str) -> str:
+    scheme, _, rest = piece.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    user, colon, _password = credentials.partition(":")
+    return f"{scheme}://{user}:***@{host}" if at and colon else piece
+
+
+def _chain(*, pretty: bool) -> list[Processor]:
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _traceback_as_text,
+        _printable,
+    ]
+    if not pretty:
+        return [*shared, _as_json]
+    colors = _on_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return [
+        *shared,
+        _visible,
+        structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback),
+    ]
+
+
+def _on_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # None when the process was started without a stderr; closed since
+        return False
+
+
+def _route_standard_library(threshold: int, chain: list[Processor]) -> None:
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _Route)]:
+        root.removeHandler(handler)
+    root.addHandler(_Route(chain))
+    root.setLevel(threshold)
+    for name, least in _QUIETER.items():
+        logging.getLogger(name).setLevel(max(least, threshold))
+    logging.captureWarnings(capture=True)
+
+
+class _Stderr:
+    """The end of the chain: one write per line, to what is stderr then (tests and daemons replace it)."""
+
+    def __init__(self, *_name: object) -> None:
+        pass
+
+    def msg(self, line: str) -> None:
+        try:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError, AttributeError):
+            pass  # closed, full, or never there: nobody is left to tell, and the work must go on
+
+    debug = info = warning = error = critical = msg
+
+
+class _Route(logging.Handler):
+    """Passes a record of the standard library's logging on to our chain."""
+
+    def __init__(self, chain: list[Processor]) -> None:
+        super().__init__()
+        self._chain = chain
+        self._out = _Stderr()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            event = record.getMessage()
+        except Exception:  # noqa: BLE001 - arguments that do not fit the format string: show both
+            event = f"{_plain(record.msg)} {_plain(record.args)}"
+        level = record.levelname.lower()
+        line: Any = {"event": event, "level": level, "logger": record.name, "exc_info": record.exc_info}
+        for step in self._chain:
+            line = step(None, level, line)
+        self._out.msg(line)
+
+
+def _traceback_as_text(_logger: object, _method: str, line: EventDict) -> EventDict:
+    given = line.pop("exc_info", None)
+    if given is True:
+        given = sys.exception()
+    elif isinstance(given, tuple):
+        given = given[1]
+    if isinstance(given, BaseException):
+        try:
+            line["exception"] = "".join(traceback.format_exception(given)).rstrip()
+        except Exception:  # noqa: BLE001 - a __cause__ or __notes__ of the user's that raises when read
+            line["exception"] = type(given).__name__
+    return line
+
+
+def _printable(_logger: object, _method: str, line: EventDict) -> EventDict:
+    first = {key: line.pop(key, "") for key in ("event", "level", "timestamp")}
+    return {_text(str(key)): _plain(value) for key, value in (first | dict(line)).items()}
+
+
+def _plain(value: object, depth: int = _DEPTH) -> object:
+    """Return what JSON can say of `value`. pydantic's secrets come out as the stars that their repr() is."""
+    try:
+        if isinstance(value, dict | list | tuple | set | frozenset) and depth:
+            return _contents(value, depth - 1)
+        return _scalar(value)
+    except Exception as error:  # noqa: BLE001 - repr() is the user's code, and a log line must not fail for it
+        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+
+
+def _contents(value: dict[Any, Any] | Collection[Any], depth: int) -> object:
+    left_out = len(value) - _ITEMS
+    some = list(itertools.islice(value, _ITEMS))
+    if isinstance(value, dict):
+        shown = {_text(str(key)): _plain(value[key], depth) for key in some}
+        return shown | {"...": f"and {left_out} more"} if left_out > 0 else shown
+    listed = [_plain(item, depth) for item in some]
+    return [*listed, f"and {left_out} more"] if left_out > 0 else listed
+
+
+def _scalar(value: object) -> object:
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return _text(value)
+        case int() if value.bit_length() < _INTEGER_BITS:
+            return value
+        case float() if math.isfinite(value):  # JSON has neither NaN nor Infinity
+            return value
+        case date() | UUID() | Decimal() | PurePath():
+            return _text(str(value))
+        case _:
+            return _text(repr(value))
+
+
+def _text(value: str) -> str:
+    if len(value) <= _TEXT_LIMIT:
+        return censored(value)
+    # A traceback says most at its end, and where it began at its start.
+    head, tail = value[:_HEAD], value[_HEAD - _TEXT_LIMIT :]
+    # Half a URL would not be recognised any more: when the cut runs through one, both its parts go as well.
+    before, mark, after = head.rpartition("://")
+    if mark and not _BLANK.search(after):
+        head = before
+    touched = _WORD.match(tail)
+    if touched and "@" in touched[0]:
+        tail = tail[touched.end() :]
+    return f"{censored(head)} [{len(value) - len(head) - len(tail)} characters left out] {censored(tail)}"
+
+
+def _visible(_logger: object, _method: str, line: EventDict) -> EventDict:
+    for key, value in line.items():
+        if isinstance(value, str):
+            line[key] = value.translate(_CONTROLS)
+    line["event"] = str(line["event"]).replace("\n", "\\n")
+    return line
+
+
+def _as_json(_logger: object, _method: str, line: EventDict) -> str:
+    return json.dumps(line)
