@@ -1,6 +1,6 @@
 # The same commands for a person and for CI. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup broker demo check test format lock build clean
+.PHONY: help setup broker demo check test bench format lock build clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -27,6 +27,10 @@ test: setup ## all tests; ARGS="-k retry" picks some; without RabbitMQ the tests
 	@scripts/broker.sh || [ "$$CI" != true ]
 	$(BIN)/pytest $(ARGS)
 
+bench: broker ## choreo beside its peers on a private node: ratios within one run
+	@scripts/bench.sh
+	@.venv-bench/bin/python -m tests.benchmarks $(ARGS)
+
 format: setup ## let ruff lay out the code and mend what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -38,5 +42,5 @@ build: setup ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build --no-isolation
 
 clean: ## remove .venv and everything that these commands made
-	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
