@@ -49,7 +49,7 @@ class Agent:
                 f"an agent is named {name!r}",
                 'a name begins with a lower-case letter and has up to 63 of a-z, 0-9, "_" and "-"',
             )
-        caller = sys._getframe(1)
+        caller = sys._getframe(1)  # noqa: SLF001 - where the agent is declared is part of what it is
         self.name = name
         self.retry = _policy(retry, f"agent {name}")
         self.timeout = _deadline(timeout, f"agent {name}")
@@ -118,7 +118,7 @@ class Agent:
         loop that goes through this reaction on purpose. `@agent.on("order.#")` subscribes to a pattern; the parameter
         is then an Envelope, or a union of events. Raises DeclarationError that names the function and the mend.
         """
-        names = sys._getframe(1).f_locals
+        names = sys._getframe(1).f_locals  # noqa: SLF001 - annotations may name events of the surrounding function
 
         def declare(function: F) -> F:
             what = f"reaction {getattr(function, '__name__', function)!r} of agent {self.name}"
@@ -216,7 +216,7 @@ def _deadline(timeout: Duration, what: str) -> float:
     if not 0 < length <= LONGEST_TIMEOUT:
         raise DeclarationError(
             f"{what} has timeout={timeout!r}",
-            f"above 0 and at most {duration.text(LONGEST_TIMEOUT)}: the broker takes a delivery back that is held too long",
+            f"above 0 and at most {duration.text(LONGEST_TIMEOUT)}: the broker takes back what is held longer",
         )
     return length
 

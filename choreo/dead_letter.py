@@ -53,7 +53,7 @@ def write(
     notes = {
         "reason": str(reason),
         "error-type": f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
-        "error": _bounded(str(error), MAX_ERROR),
+        "error": _words(error),
         "traceback": _traceback(error),
         "agent": agent,
         "reaction": reaction,
@@ -61,7 +61,8 @@ def write(
         "last-failure": now.isoformat(),
         "code-version": code_version,
     }
-    letter = message.forwarded({envelope.TOPIC: topic, envelope.FIRST_FAILURE: (first_failure or now).isoformat()})
+    letter = _without_notes(message.forwarded({envelope.TOPIC: topic}))
+    letter.headers[envelope.FIRST_FAILURE] = (first_failure or now).isoformat()
     letter.headers.update({_PREFIX + name: value for name, value in notes.items() if value is not None})
     return letter
 
@@ -97,20 +98,33 @@ def read(message: Message, *, agent: str) -> DeadLetter:
 
 def revived(message: Message, letter: DeadLetter) -> Message:
     """Return `message` as it was before it died, to be delivered again to the agent that failed, as its first try."""
-    living = message.forwarded({envelope.TOPIC: letter.topic, envelope.ATTEMPT: None, envelope.FIRST_FAILURE: None})
-    living.headers = {key: value for key, value in living.headers.items() if not key.startswith(_PREFIX)}
-    return living
+    living = {envelope.TOPIC: letter.topic, envelope.ATTEMPT: None, envelope.FIRST_FAILURE: None}
+    return _without_notes(message.forwarded(living))
+
+
+def _without_notes(message: Message) -> Message:
+    message.headers = {key: value for key, value in message.headers.items() if not key.startswith(_PREFIX)}
+    return message
+
+
+def _words(error: BaseException) -> str:
+    try:
+        text = _sendable(str(error))
+    except Exception as second:  # noqa: BLE001 - an exception's own __str__ is the user's code too
+        text = f"({type(error).__name__} cannot be shown: its __str__ raised {type(second).__name__})"
+    return text if len(text) <= MAX_ERROR else text[: MAX_ERROR - 1] + "…"
 
 
 def _traceback(error: BaseException) -> str | None:
     if error.__traceback__ is None:
         return None
-    text = "".join(traceback.format_exception(error))
+    text = _sendable("".join(traceback.format_exception(error)))
     return text if len(text) <= MAX_TRACEBACK else f"[…]\n{text[-MAX_TRACEBACK:]}"
 
 
-def _bounded(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _sendable(text: str) -> str:
+    """Return `text` without the lone surrogates that UTF-8 has no bytes for."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _broker_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -132,9 +146,8 @@ def _number(value: Any) -> int:
 
 
 def _time(value: Any) -> datetime | None:
-    if isinstance(value, datetime):
-        return value
     try:
-        return datetime.fromisoformat(value)
+        time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
     except (TypeError, ValueError):
         return None
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

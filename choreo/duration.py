@@ -22,8 +22,10 @@ def seconds(value: Duration) -> float:
         raise _wrong(value)
     elif isinstance(value, int | float):
         result = float(value)
-    else:
+    elif isinstance(value, str):
         result = _parse(value)
+    else:
+        raise _wrong(value)
     if not 0 <= result < float("inf"):
         raise _wrong(value)
     return result

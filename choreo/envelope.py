@@ -1,9 +1,9 @@
 """The envelope of an event: ids and headers, and the way between bytes and events. No I/O.
 
-CloudEvents 1.0 attributes travel as AMQP headers with the prefix `ce-` (`cloudEvents:` and `cloudEvents_` are read too),
-trace context as plain `traceparent`/`tracestate`, the rest as `choreo-*`. The body is the event as JSON and nothing
-else, so that a participant in any language needs nothing but an AMQP client: a message with a JSON body and a routing
-key is a whole event. Source: CloudEvents 1.0.2, AMQP protocol binding; W3C Trace Context.
+CloudEvents 1.0 attributes travel as AMQP headers with the prefix `ce-` (`cloudEvents:` and `cloudEvents_` are read
+too), trace context as plain `traceparent`/`tracestate`, the rest as `choreo-*`. The body is the event as JSON and
+nothing else, so that a participant in any language needs nothing but an AMQP client: a message with a JSON body and a
+routing key is a whole event. Source: CloudEvents 1.0.2, AMQP protocol binding; W3C Trace Context.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from choreo.errors import EnvelopeError
-from choreo.event import Event, declaration
+from choreo.event import Declaration, Event, declaration
 
 MAX_BODY: Final = 1024 * 1024  # bytes
 MAX_HEADERS: Final = 128  # entries
@@ -41,15 +42,8 @@ TRACESTATE: Final = "tracestate"
 _CE_PREFIXES: Final = (CE, "cloudEvents:", "cloudEvents_")
 # What the broker adds to a message it has dead-lettered or redelivered. Copied on, `x-death` makes brokers before 4.0.1
 # drop the message as a cycle, and CC/BCC would send it to further queues.
-_BROKERS_OWN: Final = (
-    "x-death",
-    "x-first-death-",
-    "x-last-death-",
-    "x-delivery-count",
-    "x-acquired-count",
-    "CC",
-    "BCC",
-)
+_BROKERS_OWN: Final = frozenset(("x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"))
+_BROKERS_PREFIXES: Final = ("x-first-death-", "x-last-death-")
 
 E = TypeVar("E", bound=Event)
 
@@ -93,7 +87,11 @@ class Message:
 
         A header given as None is taken out.
         """
-        kept = {key: value for key, value in self.headers.items() if not key.startswith(_BROKERS_OWN)}
+        kept = {
+            key: value
+            for key, value in self.headers.items()
+            if key not in _BROKERS_OWN and not key.startswith(_BROKERS_PREFIXES)
+        }
         kept.update(headers)
         return replace(self, headers={key: value for key, value in kept.items() if value is not None})
 
@@ -134,7 +132,7 @@ class Envelope:
         declared = declaration(kind)
         try:
             if self.version is not None and self.version < declared.version and isinstance(body, dict):
-                return kind.model_validate_json(json.dumps(declared.lift(body, self.version)))
+                return kind.model_validate_json(_lifted(declared, body, self.version))
             return kind.model_validate_json(self.body)
         except ValidationError as error:
             raise EnvelopeError(
@@ -165,15 +163,15 @@ def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> 
         id=event_id,
         topic=topic,
         source=_text(headers, "source", message.app_id),
-        time=_time(headers, CE + "time") or message.timestamp,
+        time=_time(headers, CE + "time") or _aware(message.timestamp),
         correlation_id=_plain(headers, CORRELATION) or _bounded("correlation-id", message.correlation_id) or event_id,
         causation_id=_plain(headers, CAUSATION),
         hops=_count(headers, HOPS) or 0,
         version=_count(headers, VERSION),
         attempt=(_count(headers, ATTEMPT) or 0) + 1,
         first_failure=_time(headers, FIRST_FAILURE),
-        traceparent=_plain(headers, TRACEPARENT),
-        tracestate=_plain(headers, TRACESTATE),
+        traceparent=_trace(headers, TRACEPARENT),
+        tracestate=_trace(headers, TRACESTATE),
         body=message.body,
         headers=headers,
     )
@@ -215,7 +213,7 @@ def seal(
         body=event.__pydantic_serializer__.to_json(event, by_alias=True),
         headers=headers,
         message_id=event_id,
-        correlation_id=correlation_id[:255],
+        correlation_id=correlation_id.encode()[:255].decode(errors="ignore"),  # an AMQP short string
         type=declared.topic,
         app_id=source,
         timestamp=now,
@@ -239,6 +237,15 @@ def explain(error: ValidationError) -> str:
     if len(details) > len(lines):
         lines.append(f"and {len(details) - len(lines)} more")
     return "; ".join(lines)
+
+
+def _lifted(declared: Declaration, body: dict[str, Any], version: int) -> bytes:
+    try:
+        return to_json(declared.lift(body, version))
+    except Exception as error:
+        raise EnvelopeError(
+            Reason.INVALID, f"the upcast of {declared.topic} from version {version} failed: {error!r:.200}"
+        ) from error
 
 
 def _strict_json(body: bytes) -> Any:
@@ -295,6 +302,12 @@ def _bounded(name: str, value: Any) -> str | None:
     return value
 
 
+def _trace(headers: Mapping[str, Any], name: str) -> str | None:
+    """Return a header of W3C Trace Context, None when it cannot be used: a bad trace must not cost an event."""
+    value = headers.get(name)
+    return value if type(value) is str and 0 < len(value) <= MAX_TEXT and value.isprintable() else None
+
+
 def _count(headers: Mapping[str, Any], name: str) -> int | None:
     value = headers.get(name)
     if value is None:
@@ -309,11 +322,12 @@ def _time(headers: Mapping[str, Any], name: str) -> datetime | None:
     if value is None:
         return None
     try:
-        if isinstance(value, datetime):
-            return value
-        parsed = datetime.fromisoformat(value)
+        return _aware(value if isinstance(value, datetime) else datetime.fromisoformat(value))
     except (TypeError, ValueError):
         raise EnvelopeError(
             Reason.HEADERS, f"{name} is {value!r:.60}, not a time such as 2026-01-31T12:00:00Z"
         ) from None
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+
+
+def _aware(time: datetime | None) -> datetime | None:
+    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time

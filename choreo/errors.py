@@ -1,4 +1,4 @@
-"""Every exception that choreo raises. Each message names the wrong value and the allowed ones; `way_out` says what to do.
+"""Every exception that choreo raises. A message names the wrong value and the allowed ones, `way_out` what to do.
 
 ChoreoError                     1   exit code of a command that ends with it
 ├── DeclarationError           78   an event, an agent or a reaction is declared wrongly (raised at import)

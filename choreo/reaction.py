@@ -69,11 +69,11 @@ class Context:
         return logger
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Reaction:
     """What an agent does about an event, as declared; nothing in it changes after that.
 
-    `consumes`: event classes by topic, empty when the function takes an Envelope. `patterns`: the binding keys. `emits`:
+    `consumes`: event classes by topic, none when it takes an Envelope. `patterns`: the binding keys. `emits`:
     what the function may return, `otherwise_emits` what is emitted instead when all tries have failed. `in_thread`: a
     plain `def`, which runs in a thread. `timeout` in seconds. `max_hops`: the declared bound of a loop
     through this reaction, None when the agent's own bound is all there is. `where`: file and line.

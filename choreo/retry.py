@@ -123,7 +123,7 @@ def _exponential(first: Duration | None, ceiling: Duration | None) -> wait_base:
         raise DeclarationError(
             f"Retry has ceiling={ceiling!r} below first={first!r}", "the ceiling is the longest delay"
         )
-    return tenacity.wait_exponential_jitter(initial=start, max=longest, jitter=start)
+    return tenacity.wait_exponential_jitter(multiplier=start, max=longest, jitter=start)
 
 
 def _length(name: str, value: Duration | None, default: str) -> float:

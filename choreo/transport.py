@@ -19,7 +19,7 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The broker said no, and the message is not stored: nothing is bound (`returned`), or it cannot take it (`nacked`)."""
+    """The broker said no, the message is not stored: nothing is bound (`returned`), it cannot take it (`nacked`)."""
 
     reason: Literal["returned", "nacked"]
     detail: str

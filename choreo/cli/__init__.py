@@ -50,7 +50,7 @@ def _options(
 def main() -> None:
     """Run the command line, and end with one of the exit codes that `choreo --help` lists."""
     try:
-        app()
+        app(prog_name="choreo")
     except ChoreoError as error:
         typer.echo(f"choreo: {error.message}", err=True)
         if error.way_out:

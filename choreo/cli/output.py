@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import typer
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def rows(data: Iterable[Mapping[str, Any]], output: Output, columns: Sequence[str], empty: str = "nothing") -> None:
-    """Write rows of one kind: `columns` of them as a table, all of them as JSON. `empty` is said when there are none."""
+    """Write rows of one kind: `columns` of them as a table, all as JSON. `empty` is said when there are none."""
     found = list(data)
     if output is Output.JSON:
         typer.echo(json.dumps(found, default=str, ensure_ascii=False))
@@ -75,11 +75,12 @@ def wait_for(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end, on uvloop where it is installed."""
     import asyncio
 
+    factory: Callable[[], asyncio.AbstractEventLoop]
     try:
-        from uvloop import new_event_loop
+        from uvloop import new_event_loop as factory
     except ImportError:
-        new_event_loop = asyncio.new_event_loop
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        factory = asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(work)
 
 

@@ -170,7 +170,7 @@ class RabbitSession:
         self._end(BrokerUnreachable("the session was closed"))
 
     async def _publish(self, message: Message, exchange: str, routing_key: str, *, mandatory: bool) -> Publication:
-        # aiormq tells a returned message by its id alone, so that two in flight with one id would get each other's answer.
+        # aiormq knows a returned message by its id alone: two in flight with one id would get each other's answer.
         name = message.message_id or ""
         while (before := self._in_flight.get(name)) is not None:
             await asyncio.shield(before)
@@ -211,7 +211,7 @@ class RabbitSession:
     def _on_channel_closed(self, closing: asyncio.Future[Any]) -> None:
         self._end(translate.lost(None if closing.cancelled() else closing.exception()))
 
-    def _on_consumer_cancelled(self, frame: commands.Basic.Cancel) -> None:
+    def _on_consumer_cancelled(self, _: commands.Basic.Cancel) -> None:
         self._end(BrokerUnreachable("the broker cancelled the consumer: its queue was deleted, or its leader moved"))
 
     def _end(self, error: ChoreoError) -> None:

@@ -78,7 +78,8 @@ def declaring(error: BaseException) -> ChoreoError:
     if isinstance(error, amqp.ChannelAccessRefused):
         return AccessRefused(
             f"the broker refused: {text}",
-            'give the user permission on the namespace: rabbitmqctl set_permissions USER "^choreo\\." "^choreo\\." "^choreo\\."',
+            "give the user permission on the namespace:"
+            ' rabbitmqctl set_permissions USER "^choreo\\." "^choreo\\." "^choreo\\."',
         )
     if isinstance(error, amqp.ChannelPreconditionFailed | amqp.ChannelNotFoundEntity | amqp.ChannelLockedResource):
         return ConfigurationError(f"the broker refused: {text}", "look at the queue with choreo inspect queues")

@@ -21,7 +21,7 @@ import structlog
 
 from choreo.errors import BrokerUnreachable, ConfigurationError, UsageError
 from choreo.observe.systemd import Notifier
-from choreo.runtime.service import OUT_OF_TIME, SUPERVISED, Stop, endpoint, signals, watchdog
+from choreo.runtime.service import SUPERVISED, Stop, endpoint, signals, watchdog
 from choreo.settings import Settings
 
 # A process that ends with one of these before it was ever ready would end so again: nothing is gained by a restart.

@@ -85,7 +85,7 @@ class Publisher:
                 return
             case Refused("returned"):
                 raise PublishRefused(
-                    f"no agent listens to {topic!r} in the namespace {self._names.namespace!r}, the event is not stored",
+                    f"no agent listens to {topic!r} in the namespace {self._names.namespace!r}: nothing is stored",
                     "start the agents once, so that their queues exist: choreo run NAME",
                 )
             case Refused(_, detail):

@@ -19,7 +19,7 @@ from choreo.settings import Settings
 from choreo.topology import Names, Topology
 from choreo.transport import Connect, Consumer, Delivery, Session
 
-_BACKOFF: Final = tenacity.wait_exponential_jitter(initial=0.2, exp_base=1.5, max=30, jitter=0.2)
+_BACKOFF: Final = tenacity.wait_exponential_jitter(multiplier=0.2, exp_base=1.5, max=30, jitter=0.2)
 
 _logger = structlog.get_logger()
 
@@ -105,8 +105,7 @@ class Worker:
             consumers: list[Consumer] = []
             try:
                 await session.declare(self._topology)
-                for agent in self.agents:
-                    consumers.append(await self._consume(session, agent))
+                consumers = [await self._consume(session, agent) for agent in self.agents]
                 self._change(State.CONSUMING, f"consuming from {', '.join(each.queue for each in consumers)}")
                 await self._first_of(self._stop, session.lost)
             except ChoreoError as error:

@@ -43,7 +43,7 @@ def settings_in(text: str) -> set[str]:
 
 
 class TestUnit:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def unit(self) -> dict[str, list[str]]:
         directives: dict[str, list[str]] = {}
         for line in UNIT.read_text().splitlines():
@@ -119,12 +119,12 @@ class TestUnit:
 
 
 class TestImage:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def instructions(self) -> list[tuple[str, str]]:
         text = re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE).replace("\\\n", " ")
         return [(line.split()[0], " ".join(line.split()[1:])) for line in text.splitlines() if line]
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def last_stage(self, instructions: list[tuple[str, str]]) -> dict[str, str]:
         last = max(at for at, (name, _) in enumerate(instructions) if name == "FROM")
         return dict(instructions[last:])
@@ -198,7 +198,7 @@ class TestImage:
 
 
 class TestCompose:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def services(self) -> dict[str, str]:
         text = COMPOSE.partition("\nservices:\n")[2].partition("\nvolumes:\n")[0]
         parts = re.split(r"^  ([a-z]+):$", text, flags=re.MULTILINE)

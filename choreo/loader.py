@@ -1,0 +1,308 @@
+"""From a name to an agent: a module of the agents folder, an entry point, or ``package.module:attribute``.
+
+A name is checked before anything is imported or opened for it, and a module of the folder is a file in it.
+Whatever the user's own code raises while it is imported goes on unchanged.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Final
+
+from choreo.errors import ConfigurationError, DeclarationError, InvalidName, UnknownAgent
+
+if TYPE_CHECKING:
+    from choreo.agent import Agent  # imported where it is needed: `known` shall be quick
+
+GROUP: Final = "choreo.agents"  # of entry points
+
+_IDENTIFIER: Final = r"[A-Za-z_][A-Za-z0-9_]*"
+_REFERENCE: Final = re.compile(rf"({_IDENTIFIER}(?:\.{_IDENTIFIER})*):({_IDENTIFIER})")
+_MAX_REFERENCE: Final = 255  # characters
+_GRAMMAR: Final = (
+    'a name is a lower-case letter, then up to 62 of a-z, 0-9, "_" and "-": payment; '
+    "an agent elsewhere is package.module:attribute"
+)
+_OTHER_FOLDER: Final = "name another folder in [tool.choreo] agents of pyproject.toml, or in CHOREO_AGENTS"
+
+
+def load(name: str, folder: Path) -> Agent:
+    """Import one agent and return it: `name`.py of `folder`, else an entry point; or what a reference names.
+
+    Dashes of a name are underscores of its file. The folder is imported as a package of its own name, and
+    for that its parent is put on `sys.path`. Raises InvalidName, UnknownAgent, DeclarationError (an agent of
+    another name), ConfigurationError (the folder cannot be imported from), and what the user's module raises.
+    """
+    _check(name)
+    folder = folder.absolute()
+    if ":" in name:
+        return _from_reference(name, folder)
+    file = folder / f"{name.replace('-', '_')}.py"
+    if file.is_file():
+        return _named(name, _from_file(file), _short(file))
+    point = _entry_point(name)
+    if point is not None:
+        return _named(name, _from_entry_point(point), f"the entry point {point.value}")
+    raise _unknown(name, folder)
+
+
+def load_all(folder: Path) -> list[Agent]:
+    """Import every agent file of `folder`, sorted by file name, and return the agents.
+
+    An agent file is one with a line ``agent = Agent("name")`` at the top level; other modules are left alone.
+    Raises what `load` raises, and DeclarationError when two files declare one name.
+    """
+    folder = folder.absolute()
+    if not folder.is_dir():
+        raise ConfigurationError(f"there is no agents folder {folder}", _OTHER_FOLDER)
+    files: dict[str, Path] = {}
+    for name, file in _declared(folder):
+        if files.setdefault(name, file) != file:
+            raise DeclarationError(
+                f'agent "{name}" is declared in {_short(files[name])} and in {_short(file)}',
+                "give one of the two another name: an agent owns its queue alone",
+            )
+    for name, file in files.items():
+        if _stem(name) != file.stem:
+            raise DeclarationError(*_misplaced(name, file))
+    return [_from_file(file) for file in dict.fromkeys(files.values())]
+
+
+def known(folder: Path) -> list[str]:
+    """Return the sorted names of the agents in `folder` and of the installed ones, without importing any."""
+    return sorted({name for name, _ in _declared(folder)} | {point.name for point in entry_points(group=GROUP)})
+
+
+def _check(name: str) -> None:
+    from choreo.agent import NAME
+
+    if ":" not in name:
+        if not NAME.fullmatch(name):
+            raise InvalidName(f"{_shown(name)} is no name of an agent", _GRAMMAR)
+        return
+    found = _REFERENCE.fullmatch(name)
+    if found is None or len(name) > _MAX_REFERENCE:
+        raise InvalidName(f"{_shown(name)} is no name of an agent", _GRAMMAR)
+    if re.search(r"(^|[.:])__", name):
+        raise InvalidName(f"{_shown(name)} points at a private part of Python", _GRAMMAR)
+    top = found[1].partition(".")[0]
+    if top in sys.stdlib_module_names:
+        raise InvalidName(f'{_shown(name)}: "{top}" is a module of Python itself and holds no agent', _GRAMMAR)
+
+
+def _from_file(file: Path) -> Agent:
+    """Import an agent file and return the agent that is named as the file is."""
+    if not file.resolve().is_relative_to(file.parent.resolve()):
+        raise ConfigurationError(
+            f"{_short(file)} is a link that leads out of the agents folder",
+            "put the file itself into the folder",
+        )
+    agents = _agents(_import_file(file))
+    named = [agent for agent in agents if _stem(agent.name) == file.stem]
+    if len(named) == 1:
+        return named[0]
+    if not agents:
+        raise UnknownAgent(f"{_short(file)} holds no agent", f'declare one in it: agent = Agent("{file.stem}")')
+    if len(agents) == 1:
+        raise DeclarationError(*_misplaced(agents[0].name, file))
+    raise DeclarationError(
+        f"{_short(file)} holds several agents ({', '.join(agent.name for agent in agents)})",
+        f'exactly one of them is named as the file is: Agent("{file.stem}")',
+    )
+
+
+def _import_file(file: Path) -> ModuleType:
+    folder = file.parent
+    package = folder.name
+    if not package.isidentifier() or package in sys.stdlib_module_names:
+        taken = "is a module of Python itself" if package.isidentifier() else "cannot be imported as a package"
+        raise ConfigurationError(f'the agents folder {folder}: "{package}" {taken}', f"rename it, or {_OTHER_FOLDER}")
+    _search(folder.parent)
+    # Both are asked for before they are imported: nothing of a foreign package of this name is run.
+    spec = importlib.util.find_spec(package)
+    if spec is None or not any(_same(place, folder) for place in spec.submodule_search_locations or ()):
+        raise _taken(folder, package, spec.origin if spec else None)
+    name = f"{package}.{file.stem}"
+    spec = importlib.util.find_spec(name)
+    if spec is None or not _same(spec.origin, file):
+        raise _taken(folder, name, spec.origin if spec else None)
+    return importlib.import_module(name)
+
+
+def _from_reference(name: str, folder: Path) -> Agent:
+    module_name, _, attribute = name.partition(":")
+    _search(folder.parent)
+    return _agent_at(_import(module_name), attribute)
+
+
+def _from_entry_point(point: EntryPoint) -> Agent:
+    module = _import(point.module)
+    if point.attr:
+        return _agent_at(module, point.attr)
+    agents = _agents(module)
+    if not agents:
+        raise UnknownAgent(f"the entry point {point.value} holds no agent", "it is package.module:attribute")
+    return next((agent for agent in agents if agent.name == point.name), agents[0])
+
+
+def _agent_at(module: ModuleType, path: str) -> Agent:
+    from choreo.agent import Agent
+
+    missing = object()
+    value: object = module
+    for attribute in path.split("."):
+        value = getattr(value, attribute, missing)
+    if isinstance(value, Agent):
+        return value
+    what = "does not exist" if value is missing else f"is of type {type(value).__name__} and no Agent"
+    names = [name for name, each in vars(module).items() if isinstance(each, Agent)]
+    raise UnknownAgent(
+        f"{module.__name__}:{path} {what}",
+        f"agents of this module: {', '.join(f'{module.__name__}:{name}' for name in names) or 'none'}",
+    )
+
+
+def _entry_point(name: str) -> EntryPoint | None:
+    found = {point.value: point for point in entry_points(group=GROUP, name=name)}
+    if len(found) > 1:
+        owners = ", ".join(f"{point.dist.name if point.dist else '?'} ({value})" for value, point in found.items())
+        raise ConfigurationError(
+            f'agent "{name}" is offered by several installed packages: {owners}',
+            "remove one of them, or name the agent as package.module:attribute",
+        )
+    return next(iter(found.values()), None)
+
+
+def _import(name: str) -> ModuleType:
+    """Import a module. Raises UnknownAgent if there is none; an import that fails inside it goes on."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        missing = error.name
+    raise UnknownAgent(f'there is no module "{missing}"', "install it, or run choreo in the folder that holds it")
+
+
+def _search(parent: Path) -> None:
+    if str(parent) not in sys.path:
+        sys.path.insert(0, str(parent))
+    importlib.invalidate_caches()  # a file may be younger than what the finders remember of its folder
+
+
+def _agents(module: ModuleType) -> list[Agent]:
+    from choreo.agent import Agent
+
+    return list(dict.fromkeys(value for value in vars(module).values() if isinstance(value, Agent)))
+
+
+def _named(name: str, agent: Agent, where: str) -> Agent:
+    if agent.name != name:
+        raise DeclarationError(
+            f'{where} holds the agent "{agent.name}", not "{name}"',
+            f'ask for {agent.name}, or declare Agent("{name}")',
+        )
+    return agent
+
+
+def _unknown(name: str, folder: Path) -> UnknownAgent:
+    for other, file in _declared(folder):
+        if other == name:
+            return UnknownAgent(*_misplaced(name, file))
+    names = known(folder)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    if not folder.is_dir():
+        return UnknownAgent(
+            f'there is no agent "{name}": the agents folder {folder} does not exist',
+            f"{hint}known: {', '.join(names)}" if names else _OTHER_FOLDER,
+        )
+    return UnknownAgent(f'there is no agent "{name}" in {folder}', f"{hint}known: {', '.join(names) or 'none'}")
+
+
+def _misplaced(name: str, file: Path) -> tuple[str, str]:
+    stem = _stem(name)
+    return (
+        f'{_short(file)} holds the agent "{name}", whose file would be {file.parent.name}/{stem}.py',
+        f'move it there, or name it as its file: Agent("{file.stem}")',
+    )
+
+
+def _taken(folder: Path, name: str, origin: str | None) -> ConfigurationError:
+    return ConfigurationError(
+        f'"{name}" is imported from {origin or "somewhere else"} and not from the agents folder {folder}',
+        "put an empty __init__.py into the folder, or rename the folder: another package has its name",
+    )
+
+
+def _declared(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield name and file of the agents in `folder`, by file name, as their source says.
+
+    A file that cannot be read as Python may be one: it is listed under its own name; importing it tells why.
+    """
+    for file in sorted(folder.glob("[!.]*.py")):
+        if not file.is_file():
+            continue
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                tree = ast.parse(file.read_bytes())
+        except (OSError, SyntaxError, ValueError, RecursionError):
+            if re.fullmatch(r"[a-z][a-z0-9_]*", file.stem):
+                yield file.stem, file
+            continue
+        for name in _assigned(tree):
+            yield name or file.stem, file
+
+
+def _assigned(tree: ast.Module) -> Iterator[str | None]:
+    """Yield the name in each top-level ``x = Agent("name")``, None where it is not written out."""
+    ways = _ways_to_agent(tree)
+    for statement in tree.body:
+        if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(statement.value, ast.Call):
+            continue
+        call = statement.value
+        if ast.unparse(call.func) not in ways:
+            continue
+        given = [*call.args[:1], *(each.value for each in call.keywords if each.arg == "name")]
+        name = given[0].value if given and isinstance(given[0], ast.Constant) else None
+        yield name if isinstance(name, str) else None
+
+
+def _ways_to_agent(tree: ast.Module) -> set[str]:
+    """Return how this module may call choreo's Agent; one of somebody else's is not ours."""
+    ways = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            ways |= {f"{each.asname or 'choreo'}.Agent" for each in node.names if each.name == "choreo"}
+        elif isinstance(node, ast.ImportFrom) and node.module in ("choreo", "choreo.agent"):
+            ways |= {each.asname or "Agent" for each in node.names if each.name in ("Agent", "*")}
+    return ways
+
+
+def _stem(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _short(file: Path) -> str:
+    return f"{file.parent.name}/{file.name}"
+
+
+def _shown(name: str) -> str:
+    return ascii(name if len(name) <= 80 else f"{name[:80]}...")  # look-alike letters and control characters show
+
+
+def _same(place: str | None, path: Path) -> bool:
+    try:
+        return place is not None and path.samefile(place)
+    except OSError:
+        return False

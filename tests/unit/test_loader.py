@@ -1,0 +1,708 @@
+"""The loader: names, files, entry points and references, and what must never be imported."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from choreo.errors import ChoreoError, ConfigurationError, DeclarationError, InvalidName, UnknownAgent
+from choreo.loader import known, load, load_all
+
+Write = Callable[..., Path]
+
+AGENT = """\
+    from choreo import Agent
+
+    agent = Agent("{name}")
+"""
+
+
+@pytest.fixture(autouse=True)
+def imports() -> Iterator[None]:
+    """Forget what a test imported, and where from: each has an agents folder of the same name."""
+    modules, path = set(sys.modules), list(sys.path)
+    yield
+    for name in set(sys.modules) - modules:
+        if not name.startswith("choreo"):
+            del sys.modules[name]
+    sys.path[:] = path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An agents folder without anything in it."""
+    folder = tmp_path / "crew"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def write(folder: Path) -> Write:
+    """Write a file of the project: `write("payment")` an agent, `write("x", source)` any module of the folder."""
+
+    def write(name: str, source: str | None = None, *, below: Path = folder) -> Path:
+        file = below / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = AGENT.format(name=name) if source is None else source
+        file.write_text(textwrap.dedent(text))
+        return file
+
+    return write
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Install a distribution with one entry point of the group, and return its site folder."""
+
+    def install(line: str, distribution: str = "shop") -> Path:
+        site = tmp_path / f"site-{distribution}"
+        info = site / f"{distribution}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[choreo.agents]\n{line}\n")
+        monkeypatch.syspath_prepend(site)
+        return site
+
+    return install
+
+
+def refused(kind: type[ChoreoError], name: str, folder: Path) -> ChoreoError:
+    with pytest.raises(kind) as raised:
+        load(name, folder)
+    assert raised.value.way_out
+    return raised.value
+
+
+def run(program: str, *arguments: object, stdin: str = "") -> None:
+    """Run a program in a Python of its own, which must not fail."""
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
+        check=True,
+        input=stdin,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def imported(folder: Path) -> set[str]:
+    return {name for name in sys.modules if name == folder.name or name.startswith(f"{folder.name}.")}
+
+
+def test_a_name_is_a_file_of_the_folder(folder: Path, write: Write):
+    """`payment` is payment.py of the folder, imported from its package."""
+    write("payment")
+
+    agent = load("payment", folder)
+
+    assert agent.name == "payment"
+    assert sys.modules[f"{folder.name}.payment"].agent is agent
+    assert load("payment", folder) is agent
+
+
+def test_dashes_are_underscores_of_the_file(folder: Path, write: Write):
+    """`order-audit` is order_audit.py, because Python cannot import a dash."""
+    write("order_audit", AGENT.format(name="order-audit"))
+
+    assert load("order-audit", folder).name == "order-audit"
+    assert known(folder) == ["order-audit"]
+
+
+def test_agents_import_their_neighbours(folder: Path, write: Write):
+    """A module of the folder imports another one as from any package; others stay unimported."""
+    write("events", "import choreo\nPRICE = 3\n")
+    write("payment", f"from choreo import Agent\nfrom {folder.name}.events import PRICE\nagent = Agent('payment')\n")
+    write("order", "raise SystemError('imported')\n")
+
+    load("payment", folder)
+
+    assert imported(folder) == {folder.name, f"{folder.name}.events", f"{folder.name}.payment"}
+
+
+def test_a_relative_folder_is_the_working_folders(folder: Path, write: Write, monkeypatch: pytest.MonkeyPatch):
+    """A folder given as a relative path is found, and found again from elsewhere."""
+    write("payment")
+    monkeypatch.chdir(folder.parent)
+
+    load("payment", Path(folder.name))
+
+    assert str(folder.parent) in sys.path
+
+
+HOSTILE = [
+    "",
+    ".",
+    "..",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "a/b",
+    "a\\b",
+    "payment.py",
+    "crew.payment",
+    "Payment",
+    "PAYMENT",
+    "1payment",
+    "_payment",
+    "__init__",
+    "-rf",
+    "--help",
+    " payment",
+    "payment ",
+    "payment\n",
+    "pay ment",
+    "pay\0ment",
+    "payment\0",
+    "payment;rm",
+    "$(rm)",
+    "p\u0430yment",
+    "\uff50ayment",
+    "payment\u200b",
+    "pay\u0301ment",
+    "\udcff",
+    "x" * 64,
+    "x" * 100_000,
+    "os:system",
+    "os.path:join",
+    "subprocess:run",
+    "builtins:eval",
+    "sys:exit",
+    "_thread:exit",
+    "crew.payment:__class__",
+    "crew.__main__:agent",
+    "__main__:agent",
+    "payment:agent; rm",
+    "payment:agent()",
+    "payment:agent.name",
+    "payment:agent:agent",
+    ":agent",
+    "payment:",
+    ":",
+    ".payment:agent",
+    "crew..payment:agent",
+    "../crew:agent",
+    "cr\u0435w.payment:agent",
+    "crew.payment:\uff41gent",
+    "crew.payment:agent\n",
+    "x" * 300 + ":agent",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name[:30]))
+def test_a_hostile_name_is_refused(name: str, folder: Path, write: Write):
+    """A name outside of the grammar is refused in one short printable line, and nothing is imported for it."""
+    write("payment", "raise SystemError('imported')\n")
+    write("b", "raise SystemError('imported')\n", below=folder / "a")
+    write("-rf", "raise SystemError('imported')\n")
+    before = set(sys.modules), list(sys.path)
+
+    error = refused(InvalidName, name, folder)
+
+    assert (set(sys.modules), sys.path) == before
+    assert error.exit_code == 2
+    assert len(error.message) < 200
+    assert error.message.isascii()
+    assert error.message.isprintable()
+
+
+def test_nothing_is_opened_for_a_hostile_name(folder: Path, write: Write):
+    """Python's own audit of files, folders and imports hears nothing of a hostile name, and something of a good one."""
+    write("payment")
+    program = """
+        import json, sys
+        from pathlib import Path
+        from choreo import Agent
+        from choreo.errors import InvalidName
+        from choreo.loader import load
+
+        heard, listening = [], False
+
+        def listen(event, arguments):
+            if listening and event.partition(".")[0] in ("open", "import", "exec", "compile", "os", "subprocess"):
+                heard.append((event, repr(arguments[:1])))
+
+        sys.addaudithook(listen)
+        folder, names = Path(sys.argv[1]), json.load(sys.stdin)
+        for name in names:
+            listening = True
+            try:
+                load(name, folder)
+            except InvalidName:
+                listening = False
+            assert not heard, (name, heard)
+        listening = True
+        load("payment", folder)
+        listening = False
+        assert heard
+    """
+
+    run(program, folder, stdin=json.dumps(HOSTILE))
+
+
+def test_an_unknown_name_lists_the_known_and_the_nearest(folder: Path, write: Write):
+    """No such agent: the message has the names there are and the nearest, and nothing was imported."""
+    for name in ("order", "payment", "shipping"):
+        write(name)
+
+    error = refused(UnknownAgent, "paymnt", folder)
+
+    assert error.message == f'there is no agent "paymnt" in {folder}'
+    assert error.way_out == "did you mean payment? known: order, payment, shipping"
+    assert imported(folder) == set()
+
+
+def test_an_unknown_name_in_an_empty_folder(folder: Path):
+    """Where there are no agents, the message says so."""
+    assert refused(UnknownAgent, "payment", folder).way_out == "known: none"
+
+
+def test_an_unknown_name_without_a_folder(tmp_path: Path):
+    """Where there is no folder, the message says how another one is named."""
+    error = refused(UnknownAgent, "payment", tmp_path / "agents")
+
+    assert error.message == f'there is no agent "payment": the agents folder {tmp_path / "agents"} does not exist'
+    assert "CHOREO_AGENTS" in error.way_out
+
+
+def test_an_agent_in_a_file_of_another_name(folder: Path, write: Write):
+    """An agent is found by its file; where another file declares it, the message says which and what to do."""
+    write("pay", AGENT.format(name="payment"))
+
+    error = refused(UnknownAgent, "payment", folder)
+    assert error.message == 'crew/pay.py holds the agent "payment", whose file would be crew/payment.py'
+    error = refused(DeclarationError, "pay", folder)
+    assert error.message == 'crew/pay.py holds the agent "payment", whose file would be crew/payment.py'
+    assert error.way_out == 'move it there, or name it as its file: Agent("pay")'
+
+
+def test_an_underscore_where_the_agent_has_a_dash(folder: Path, write: Write):
+    """Both names lead to one file, and only the agent's own is its name."""
+    write("order_audit", AGENT.format(name="order-audit"))
+
+    error = refused(DeclarationError, "order_audit", folder)
+
+    assert error.message == 'crew/order_audit.py holds the agent "order-audit", not "order_audit"'
+    assert error.way_out == 'ask for order-audit, or declare Agent("order_audit")'
+
+
+def test_a_module_without_an_agent(folder: Path, write: Write):
+    """A module that declares none, such as the events, is no agent."""
+    write("events", "from choreo import Agent\n")
+
+    error = refused(UnknownAgent, "events", folder)
+
+    assert error.message == "crew/events.py holds no agent"
+    assert error.way_out == 'declare one in it: agent = Agent("events")'
+
+
+def test_two_agents_in_one_file(folder: Path, write: Write):
+    """Of several agents in a file the one with its name is meant; without such a one there is no saying which."""
+    two = "from choreo import Agent\none = Agent('{}')\ntwo = Agent('{}')\nagain = two\n"
+    write("payment", two.format("refund", "payment"))
+    write("order", two.format("invoice", "basket"))
+    write("stock", two.format("stock", "stock"))
+
+    assert load("payment", folder).name == "payment"
+    assert refused(DeclarationError, "order", folder).message == "crew/order.py holds several agents (invoice, basket)"
+    assert refused(DeclarationError, "stock", folder).message == "crew/stock.py holds several agents (stock, stock)"
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        ("import nowhere_at_all\n", ModuleNotFoundError),
+        ("from crew.nothing import x\n", ModuleNotFoundError),
+        ("from crew import nothing\n", ImportError),
+        ("import crew.payment.more\n", ModuleNotFoundError),
+        ("raise ImportError('mine')\n", ImportError),
+        ("1 / 0\n", ZeroDivisionError),
+        ("import sys\nsys.exit(3)\n", SystemExit),
+        ("from choreo import Agent\nAgent('Bad Name')\n", DeclarationError),
+        ("from choreo import Agent\nAgent('payment').name.nothing\n", AttributeError),
+    ],
+)
+@pytest.mark.parametrize("name", ["payment", "crew.payment:agent"])
+def test_the_users_own_exception_surfaces(
+    name: str, source: str, kind: type[BaseException], folder: Path, write: Write
+):
+    """What the module raises comes out as it is, with a traceback that ends at the user's line."""
+    file = write("payment", source)
+
+    with pytest.raises(kind) as raised:
+        load(name, folder)
+
+    assert type(raised.value) is kind
+    assert raised.value.__cause__ is None
+    frames = traceback.extract_tb(raised.value.__traceback__)
+    line = [frame.lineno for frame in frames if frame.filename == str(file)][-1]
+    assert line == len(source.splitlines())
+
+
+def test_the_very_exception_surfaces(folder: Path, write: Write):
+    """It is the same object, not a copy or a wrapper."""
+    write("payment", "import crew.shared as shared\nraise shared.error\n")
+    write("shared", "error = ImportError('mine', name='crew.payment.x')\n")
+
+    with pytest.raises(ImportError) as raised:
+        load("payment", folder)
+
+    assert raised.value is sys.modules["crew.shared"].error
+
+
+@pytest.mark.parametrize("name", ["payment", "crew.payment:agent"])
+def test_the_users_syntax_error_surfaces(name: str, folder: Path, write: Write):
+    """A syntax error names the user's file and line."""
+    file = write("payment", "x = 1\nif:\n")
+
+    with pytest.raises(SyntaxError) as raised:
+        load(name, folder)
+
+    assert (raised.value.filename, raised.value.lineno) == (str(file), 2)
+
+
+def test_an_exception_in_the_package_itself_surfaces(folder: Path, write: Write):
+    """The folder's own __init__.py is the user's code as well."""
+    write("__init__", "import nowhere_at_all\n")
+    write("payment")
+
+    with pytest.raises(ModuleNotFoundError, match="nowhere_at_all"):
+        load("payment", folder)
+
+
+def test_a_mended_module_can_be_loaded(folder: Path, write: Write):
+    """A failed import leaves nothing behind that the next one would find."""
+    write("payment", "1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        load("payment", folder)
+    write("payment", "from choreo import Agent\n\nagent = Agent('payment')  # longer than it was\n")
+
+    assert load("payment", folder).name == "payment"
+
+
+def test_a_link_out_of_the_folder_is_refused(folder: Path, write: Write, tmp_path: Path):
+    """A file that leads out of the folder is not imported, by name or with all."""
+    write("outside", AGENT.format(name="payment") + "\n    raise SystemError('imported')\n", below=tmp_path)
+    (folder / "payment.py").symlink_to(tmp_path / "outside.py")
+
+    error = refused(ConfigurationError, "payment", folder)
+    assert error.message == "crew/payment.py is a link that leads out of the agents folder"
+    with pytest.raises(ConfigurationError, match="leads out of the agents folder"):
+        load_all(folder)
+
+
+def test_a_link_inside_of_the_folder_is_fine(folder: Path, write: Write):
+    """Mounted volumes link their files to a folder beside them."""
+    write("payment", below=folder / "..data")
+    (folder / "payment.py").symlink_to(Path("..data", "payment.py"))
+
+    assert load("payment", folder).name == "payment"
+    assert known(folder) == ["payment"]
+
+
+def test_a_folder_that_is_a_link(folder: Path, write: Write, tmp_path: Path):
+    """The folder itself may be a link; its own name is the package's."""
+    write("payment")
+    (tmp_path / "linked").symlink_to(folder)
+
+    assert load("payment", tmp_path / "linked").where.endswith("linked/payment.py:3")
+
+
+@pytest.mark.parametrize("make", ["folder", "pipe", "dangling"])
+def test_what_is_no_file_is_no_agent(make: str, folder: Path):
+    """A folder, a pipe and a link to nowhere with the right name are passed by."""
+    place = folder / "payment.py"
+    if make == "folder":
+        place.mkdir()
+    elif make == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("nowhere.py")
+
+    refused(UnknownAgent, "payment", folder)
+    assert load_all(folder) == []
+
+
+def test_another_package_of_the_folders_name(folder: Path, write: Write, tmp_path: Path):
+    """Where Python would import another package, nothing of it is run and the message says what helps."""
+    write("payment")
+    site = tmp_path / "site"
+    write("__init__", "raise SystemError('imported')\n", below=site / "crew")
+    sys.path.insert(0, str(site))
+
+    error = refused(ConfigurationError, "payment", folder)
+
+    assert error.message.startswith(f'"crew" is imported from {site / "crew" / "__init__.py"} and not from')
+    assert "__init__.py into the folder" in error.way_out
+    assert imported(folder) == set()
+
+
+def test_the_way_out_of_another_package_works(folder: Path, write: Write, tmp_path: Path):
+    """An installed package wins over a plain folder, an __init__.py in the folder wins over it."""
+    write("payment")
+    site = tmp_path / "site"
+    write("__init__", "raise SystemError('imported')\n", below=site / "crew")
+    sys.path.append(str(site))
+    refused(ConfigurationError, "payment", folder)
+
+    write("__init__", "")
+
+    assert load("payment", folder).name == "payment"
+
+
+def test_another_module_of_the_files_name(folder: Path, write: Write, tmp_path: Path):
+    """Where a plain folder of that name elsewhere has the module as well, the wrong one is not run."""
+    write("payment")
+    site = tmp_path / "site"
+    write("payment", "raise SystemError('imported')\n", below=site / "crew")
+    sys.path[:0] = [str(site), str(folder.parent)]
+
+    error = refused(ConfigurationError, "payment", folder)
+
+    assert error.message.startswith(f'"crew.payment" is imported from {site / "crew" / "payment.py"} and not from')
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my-agents", "cannot be imported as a package"),
+        ("queue", "is a module of Python itself"),
+        ("choreo", "is imported from"),
+    ],
+)
+def test_a_folder_that_cannot_be_a_package(name: str, message: str, tmp_path: Path, write: Write):
+    """A folder with a name that Python cannot import, or has given away, is refused with what helps."""
+    write("payment", below=tmp_path / name)
+
+    error = refused(ConfigurationError, "payment", tmp_path / name)
+
+    assert message in error.message
+    assert "rename" in error.way_out
+
+
+def test_a_reference(folder: Path, write: Write):
+    """`package.module:attribute` is any agent that Python can import, also beside the agents folder."""
+    write("agents", "from choreo import Agent\n_mine = Agent('payment')\n", below=folder.parent / "shop")
+
+    assert load("shop.agents:_mine", folder).name == "payment"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("shop.agnts:agent", 'there is no module "shop.agnts"'),
+        ("shp.agents:agent", 'there is no module "shp"'),
+        ("shop.agents.more:agent", 'there is no module "shop.agents.more"'),
+        ("shop.agents:agnt", "shop.agents:agnt does not exist"),
+        ("shop.agents:none", "shop.agents:none is of type NoneType and no Agent"),
+        ("shop.agents:Agent", "shop.agents:Agent is of type type and no Agent"),
+        ("shop.agents:make", "shop.agents:make is of type function and no Agent"),
+    ],
+)
+def test_a_reference_to_no_agent(name: str, message: str, folder: Path, write: Write):
+    """A reference that leads nowhere, or to something else, says where it ended; what it names is not called."""
+    source = "from choreo import Agent\nagent = Agent('payment')\nnone = None\ndef make():\n    raise SystemError\n"
+    write("agents", source, below=folder.parent / "shop")
+
+    error = refused(UnknownAgent, name, folder)
+
+    assert error.message == message
+    if "module" not in message:
+        assert error.way_out == "agents of this module: shop.agents:agent"
+
+
+def test_an_entry_point(folder: Path, write: Write, install: Callable[[str], Path]):
+    """An installed package offers an agent under its name; a file of the folder comes before it."""
+    site = install("payment = shop.agents:agent")
+    write("agents", AGENT.format(name="payment"), below=site / "shop")
+
+    assert known(folder) == ["payment"]
+    assert "shop" not in sys.modules
+    assert load("payment", folder) is sys.modules["shop.agents"].agent
+    write("payment")
+    assert load("payment", folder) is sys.modules["crew.payment"].agent
+
+
+@pytest.mark.parametrize("target", ["shop.agents", "shop.agents:team.payment"])
+def test_entry_points_of_other_forms(target: str, folder: Path, write: Write, install: Callable[[str], Path]):
+    """An entry point names a module with one agent of its name, or an attribute of an attribute."""
+    site = install(f"payment = {target}")
+    source = "from choreo import Agent\nclass team:\n    payment = Agent('payment')\nother = Agent('other')\n"
+    write("agents", source + "agent = team.payment\n", below=site / "shop")
+
+    assert load("payment", folder).name == "payment"
+
+
+def test_an_entry_point_to_another_agent(folder: Path, write: Write, install: Callable[[str], Path]):
+    """What an entry point leads to must have its name, because queues are called after it."""
+    site = install("payment = shop.agents:agent")
+    write("agents", AGENT.format(name="billing"), below=site / "shop")
+
+    error = refused(DeclarationError, "payment", folder)
+
+    assert error.message == 'the entry point shop.agents:agent holds the agent "billing", not "payment"'
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("shop.agnts:agent", 'there is no module "shop.agnts"'),
+        ("shop.agents:agnt", "shop.agents:agnt does not exist"),
+        ("shop.events", "the entry point shop.events holds no agent"),
+    ],
+)
+def test_an_entry_point_to_nothing(
+    target: str, message: str, folder: Path, write: Write, install: Callable[[str], Path]
+):
+    """An entry point that leads nowhere is one clear error."""
+    site = install(f"payment = {target}")
+    write("agents", AGENT.format(name="payment"), below=site / "shop")
+    write("events", "", below=site / "shop")
+
+    assert refused(UnknownAgent, "payment", folder).message == message
+
+
+def test_an_entry_points_own_exception_surfaces(folder: Path, write: Write, install: Callable[[str], Path]):
+    """An installed module that fails is the author's to mend: its exception comes out as it is."""
+    site = install("payment = shop.agents:agent")
+    write("agents", "import nowhere_at_all\n", below=site / "shop")
+
+    with pytest.raises(ModuleNotFoundError, match="nowhere_at_all"):
+        load("payment", folder)
+
+
+def test_two_packages_with_one_entry_point(folder: Path, install: Callable[[str, str], Path]):
+    """Two installed packages that offer the same name are both named."""
+    install("payment = shop.agents:agent", "shop")
+    install("payment = bank.agents:agent", "bank")
+
+    error = refused(ConfigurationError, "payment", folder)
+
+    assert "shop (shop.agents:agent)" in error.message
+    assert "bank (bank.agents:agent)" in error.message
+
+
+def test_all_agents_of_the_folder(folder: Path, write: Write, install: Callable[[str], Path]):
+    """Every agent file is imported in sorted order, other modules and installed agents are not."""
+    for name in ("shipping", "order", "payment"):
+        write(
+            name, f"from choreo import Agent\nimport crew.events as e\ne.seen.append('{name}')\na = Agent('{name}')\n"
+        )
+    write("events", "seen = []\n")
+    write("script", "raise SystemError('imported')\n")
+    install("billing = shop.agents:agent")
+
+    agents = load_all(folder)
+
+    assert [agent.name for agent in agents] == ["order", "payment", "shipping"]
+    assert sys.modules["crew.events"].seen == ["order", "payment", "shipping"]
+
+
+def test_all_of_a_folder_without_agents(folder: Path, tmp_path: Path):
+    """An empty folder has no agents, a missing one is an error."""
+    assert load_all(folder) == []
+    with pytest.raises(ConfigurationError, match="there is no agents folder") as raised:
+        load_all(tmp_path / "agents")
+    assert "CHOREO_AGENTS" in raised.value.way_out
+
+
+def test_one_name_in_two_files(folder: Path, write: Write):
+    """Two files that declare one agent are both named, and nothing is imported."""
+    write("payment")
+    write("refund", AGENT.format(name="payment"))
+
+    with pytest.raises(DeclarationError) as raised:
+        load_all(folder)
+
+    assert raised.value.message == 'agent "payment" is declared in crew/payment.py and in crew/refund.py'
+    assert imported(folder) == set()
+
+
+def test_an_agent_that_all_would_miss(folder: Path, write: Write):
+    """A second agent in a file, which could not be run by its name, is an error rather than left out."""
+    write("payment", "from choreo import Agent\nagent = Agent('payment')\nother = Agent('refund')\n")
+
+    with pytest.raises(DeclarationError, match=r'crew/payment.py holds the agent "refund", .* crew/refund.py'):
+        load_all(folder)
+
+
+def test_all_surfaces_what_cannot_be_parsed(folder: Path, write: Write):
+    """A file that is no Python may be an agent: it is listed, and loading all shows its error."""
+    write("order")
+    write("payment", "from choreo import Agent\nagent = Agent('payment'\n")
+
+    assert known(folder) == ["order", "payment"]
+    with pytest.raises(SyntaxError):
+        load_all(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("from choreo import Agent\nagent = Agent('payment')\n", ["payment"]),
+        ("from choreo import Agent\nagent: Agent = Agent('payment')\n", ["payment"]),
+        ("from choreo import Agent\nagent = Agent(name='payment', timeout=3)\n", ["payment"]),
+        ("from choreo import Agent as A\nagent = A('payment')\n", ["payment"]),
+        ("from choreo.agent import Agent\nagent = Agent('payment')\n", ["payment"]),
+        ("from choreo import *\nagent = Agent('payment')\n", ["payment"]),
+        ("import choreo\nagent = choreo.Agent('payment')\n", ["payment"]),
+        ("import choreo as c\nagent = c.Agent('payment')\n", ["payment"]),
+        ("from choreo import Agent\nNAME = 'x'\nagent = Agent(NAME)\n", ["module"]),
+        ("from agency import Agent\nagent = Agent('payment')\n", []),
+        ("import agency\nagent = agency.Agent('payment')\n", []),
+        ("from choreo import Agent\ndef make():\n    agent = Agent('payment')\n", []),
+        ("from choreo import Agent\nAgent('payment')\n", []),
+        ("from choreo import Agent\nagent: Agent\n", []),
+        ("pattern = '\\d'\n", []),
+        ("\0", ["module"]),
+        ("# coding: nothing\n", ["module"]),
+        ("# coding: latin-1\nfrom choreo import Agent\nagent = Agent('payment')\n", ["payment"]),
+    ],
+)
+def test_known_reads_the_source(source: str, names: list[str], folder: Path, write: Write):
+    """Names are read from top-level assignments of choreo's Agent, without importing the module."""
+    write("module", source)
+
+    assert known(folder) == names
+    assert imported(folder) == set()
+
+
+def test_known_passes_by_what_editors_leave(folder: Path, write: Write):
+    """Hidden files and files that could not be imported are no agents."""
+    write(".#payment", AGENT.format(name="payment"))
+    write("Broken File", "if:\n")
+    (folder / ".#order.py").symlink_to("nobody@nowhere")
+
+    assert known(folder) == []
+
+
+def test_known_without_a_folder(tmp_path: Path):
+    """A missing folder has no agents."""
+    assert known(tmp_path / "agents") == []
+
+
+def test_known_imports_neither_agents_nor_choreo(folder: Path, write: Write):
+    """Completing a name on the command line takes nothing heavier than the parser."""
+    write("payment")
+    program = """
+        import sys
+        from pathlib import Path
+        from choreo.loader import known
+
+        assert known(Path(sys.argv[1])) == ["payment"]
+        heavy = {"pydantic", "structlog", "tenacity", "choreo.agent", "crew"} & set(sys.modules)
+        assert not heavy, heavy
+    """
+
+    run(program, folder)
+
+
+def test_no_entry_points_of_this_group_are_installed():
+    """The tests above count on an environment that offers no agents of its own."""
+    assert not importlib.metadata.entry_points(group="choreo.agents")
