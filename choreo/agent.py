@@ -16,6 +16,7 @@ from choreo.reaction import Reaction, place, read_contract, read_otherwise, rela
 from choreo.retry import Retry
 
 NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+RESERVED: Final = frozenset(("journal", "unclaimed"))  # queues of choreo's own would have these names
 DEFAULT_TIMEOUT: Final = 30.0  # seconds
 # A broker closes the channel of a consumer that holds a delivery longer than its consumer_timeout, 30 minutes unless
 # set otherwise; the deadline of a reaction stays well below.
@@ -44,10 +45,11 @@ class Agent:
         lifespan: Lifespan | None = None,
         max_hops: int = DEFAULT_MAX_HOPS,
     ) -> None:
-        if not NAME.fullmatch(str(name)):
+        if not NAME.fullmatch(str(name)) or name in RESERVED:
             raise DeclarationError(
                 f"an agent is named {name!r}",
-                'a name begins with a lower-case letter and has up to 63 of a-z, 0-9, "_" and "-"',
+                'a name begins with a lower-case letter and has up to 63 of a-z, 0-9, "_" and "-"; '
+                f"{' and '.join(sorted(RESERVED))} are choreo's own",
             )
         caller = sys._getframe(1)  # noqa: SLF001 - where the agent is declared is part of what it is
         self.name = name

@@ -14,6 +14,7 @@ from choreo.envelope import Message, Reason
 MAX_ERROR: Final = 2_000  # characters of the exception's text
 MAX_TRACEBACK: Final = 8_000  # characters, the end of it, where the error is
 _PREFIX: Final = "choreo-dead-"
+_BROKERS_REASONS: Final = {"delivery_limit": Reason.CRASHED, "expired": Reason.UNCLAIMED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def read(message: Message, *, agent: str) -> DeadLetter:
     death = _broker_death(headers)
     reason = headers.get(_PREFIX + "reason")
     if reason is None:
-        reason = Reason.CRASHED if death.get("reason") == "delivery_limit" else death.get("reason", "unknown")
+        reason = _BROKERS_REASONS.get(str(death.get("reason")), death.get("reason", "unknown"))
     return DeadLetter(
         id=_text(headers.get(envelope.CE + "id")) or _text(message.message_id),
         topic=_text(headers.get(envelope.TOPIC)) or _original_key(death) or _text(message.type) or "",

@@ -63,7 +63,8 @@ class Reason(StrEnum):
     UNROUTABLE = "unroutable"
     REFUSED = "refused"
     LOOP = "loop"
-    CRASHED = "crashed"
+    CRASHED = "crashed"  # written by the broker: its delivery limit was reached
+    UNCLAIMED = "unclaimed"  # written by the broker: back from a delay, its queue was gone
 
 
 @dataclass(slots=True)

@@ -24,20 +24,23 @@ DELIVERY_LIMIT: Final = 20
 # every release, and an upgrade does not find a queue with other arguments.
 NO_LIMIT: Final = 1_000_000_000
 
+_KEEPING: Final = {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}
+
 QueueKind = Literal["work", "dlq", "delay", "journal"]
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A durable exchange."""
+    """A durable exchange. What it cannot route goes to the exchange `alternate`, if it has one."""
 
     name: str
     type: Literal["topic", "direct"]
+    alternate: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A durable quorum queue. `agent` is its owner, None for a level of the delay ladder."""
+    """A durable quorum queue. `agent` is its owner, None for those that all agents share."""
 
     name: str
     kind: QueueKind
@@ -64,6 +67,7 @@ class Names:
         self.dead = f"{namespace}.dead"
         self.retry = f"{namespace}.retry"
         self.delay = f"{namespace}.delay"
+        self.unclaimed = f"{namespace}.unclaimed"
 
     def level(self, level: int) -> str:
         """Return the name of both the exchange and the queue of one level of the delay ladder."""
@@ -114,9 +118,9 @@ class Topology:
         agents = list(agents)
         return cls(
             exchanges=_exchanges(names),
-            queues=tuple(chain(_ladder_queues(names), *(_agent_queues(agent.name, names) for agent in agents))),
+            queues=tuple(chain(_shared_queues(names), *(_agent_queues(agent.name, names) for agent in agents))),
             bindings=tuple(
-                dict.fromkeys(chain(_ladder_bindings(names), *(_agent_bindings(agent, names) for agent in agents)))
+                dict.fromkeys(chain(_shared_bindings(names), *(_agent_bindings(agent, names) for agent in agents)))
             ),
         )
 
@@ -126,7 +130,8 @@ def _exchanges(names: Names) -> tuple[Exchange, ...]:
     return (
         Exchange(names.events, "topic"),
         Exchange(names.dead, "direct"),
-        Exchange(names.retry, "topic"),
+        Exchange(names.unclaimed, "topic"),
+        Exchange(names.retry, "topic", alternate=names.unclaimed),
         Exchange(names.delay, "topic"),
         *levels,
     )
@@ -134,14 +139,16 @@ def _exchanges(names: Names) -> tuple[Exchange, ...]:
 
 def _agent_queues(agent: str, names: Names) -> tuple[Queue, Queue]:
     work = _quorum(names.dead, DELIVERY_LIMIT) | {"x-dead-letter-routing-key": agent}
-    dead = {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}
-    return Queue(names.queue(agent), "work", agent, work), Queue(names.dlq(agent), "dlq", agent, dead)
+    return Queue(names.queue(agent), "work", agent, work), Queue(names.dlq(agent), "dlq", agent, _KEEPING)
 
 
 def _agent_bindings(agent: Agent, names: Names) -> Iterable[Binding]:
     queue, home = names.queue(agent.name), _stars(LEVELS) + f"agent.{agent.name}"
     yield Binding(names.dead, names.dlq(agent.name), agent.name)
     yield Binding(names.retry, queue, home)
+    # An agent's queue may be deleted while a retry waits in a delay. Its return must not be left standing at the end of
+    # the ladder: a few dozen of those, and at-least-once dead-lettering lets nothing else pass that level.
+    yield Binding(names.unclaimed, names.dlq(agent.name), home)
     # The entry of the ladder knows every destination, so that a delay towards one that nobody is bound to comes back
     # to its publisher at once instead of waiting for ever at the end.
     yield Binding(names.delay, names.level(LEVELS - 1), home, to="exchange")
@@ -152,20 +159,24 @@ def _agent_bindings(agent: Agent, names: Names) -> Iterable[Binding]:
         yield Binding(names.delay, names.level(LEVELS - 1), scheduled, to="exchange")
 
 
-def _ladder_queues(names: Names) -> Iterable[Queue]:
+def _shared_queues(names: Names) -> Iterable[Queue]:
+    yield Queue(names.unclaimed, "dlq", None, _KEEPING)
     for level in range(LEVELS):
-        below = names.level(level - 1) if level else names.retry
         # No delivery limit counts here: nobody consumes from a delay.
-        arguments = _quorum(below, NO_LIMIT) | {"x-message-ttl": 1000 * 2**level}
+        arguments = _quorum(_below(level, names), NO_LIMIT) | {"x-message-ttl": 1000 * 2**level}
         yield Queue(names.level(level), "delay", None, arguments)
 
 
-def _ladder_bindings(names: Names) -> Iterable[Binding]:
+def _shared_bindings(names: Names) -> Iterable[Binding]:
+    yield Binding(names.unclaimed, names.unclaimed, _stars(LEVELS) + "event.#")
     for level in range(LEVELS):
         before = _stars(LEVELS - 1 - level)
-        below = names.level(level - 1) if level else names.retry
         yield Binding(names.level(level), names.level(level), f"{before}1.#")
-        yield Binding(names.level(level), below, f"{before}0.#", to="exchange")
+        yield Binding(names.level(level), _below(level, names), f"{before}0.#", to="exchange")
+
+
+def _below(level: int, names: Names) -> str:
+    return names.level(level - 1) if level else names.retry
 
 
 def _quorum(dead_letter_exchange: str, delivery_limit: int) -> dict[str, Any]:

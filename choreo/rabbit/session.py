@@ -112,7 +112,12 @@ class RabbitSession:
         channel = await self._channel(self._publishing, watch=False)
         try:
             for exchange in topology.exchanges:
-                await _rpc(channel.exchange_declare(exchange.name, exchange_type=exchange.type, durable=True))
+                arguments: Any = {"alternate-exchange": exchange.alternate} if exchange.alternate else None
+                await _rpc(
+                    channel.exchange_declare(
+                        exchange.name, exchange_type=exchange.type, durable=True, arguments=arguments
+                    )
+                )
             for queue in topology.queues:
                 await _rpc(channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments)))
             for binding in topology.bindings:
