@@ -1,0 +1,97 @@
+"""Child processes that end together: when told to, or when this process ends in whatever way."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from choreo.errors import ConfigurationError
+
+
+class ProcessGroup:
+    """A process group of our own, and an exclusive lock on a file for as long as it lives.
+
+    Its leader is a shell that reads a pipe from this process and kills the group when the pipe ends. That
+    happens, on Linux and macOS, when this process ends (kill -9 too) and when this object is collected. Two
+    things defeat it: a forked child without exec (as multiprocessing's "fork" makes) that keeps a copy of the
+    pipe and lives on, and somebody else killing that shell first. A parent-death signal would not do: it is
+    Linux only, and comes already when the thread that started the child ends.
+    """
+
+    def __init__(self, lock: Path) -> None:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = lock.open("w")
+        except OSError as error:
+            raise ConfigurationError(f"cannot write {lock.parent}: {error}", "choose another folder") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"another node runs in {lock.parent}"
+                raise ConfigurationError(message, "stop that one, or choose another folder") from None
+            # The leader inherits the lock: the folder is free when the group is gone, and not before.
+            self._leader = subprocess.Popen(
+                ["/bin/sh", "-c", "read _; kill -KILL 0"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[file.fileno()],
+                process_group=0,
+            )
+        self._members: list[subprocess.Popen[bytes]] = []
+
+    def start(
+        self, command: Sequence[str], environment: Mapping[str, str], output: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        """Starts a member that prints to a file. Raises ConfigurationError when there is no such program."""
+        try:
+            member = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=self._leader.pid,
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"{command[0]} does not start: {error}", "see that Erlang is installed and on PATH"
+            ) from error
+        self._members.append(member)
+        return member
+
+    def run(
+        self, command: Sequence[str], environment: Mapping[str, str], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """Runs a command in the group to its end, at most `timeout` seconds (subprocess.TimeoutExpired)."""
+        return subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            process_group=self._leader.pid,
+            check=False,
+        )
+
+    def ended(self, within: float) -> bool:
+        """Whether a member has ended, or does so in the next `within` seconds."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._members[-1].wait(within)
+        return any(member.poll() is not None for member in self._members)
+
+    def kill(self) -> None:
+        """Ends all by SIGKILL, a command that is running included, and returns when they are gone."""
+        for member in self._members:
+            member.kill()
+        if self._leader.stdin is not None:
+            self._leader.stdin.close()
+        for process in (self._leader, *self._members):
+            process.wait()
