@@ -122,14 +122,14 @@ class Envelope:
 
     def json(self) -> Any:
         """Return the body as Python values. Raises EnvelopeError for what is not strict JSON."""
-        return _strict_json(self.body)
+        return strict_json(self.body)
 
     def event(self, kind: type[E]) -> E:
         """Return the body as an event of class `kind`, lifted from an older schema version where that is needed.
 
         Raises EnvelopeError with reason `undecodable` for what is not JSON, `invalid` for JSON that is no such event.
         """
-        body = _strict_json(self.body)
+        body = strict_json(self.body)
         declared = declaration(kind)
         try:
             if self.version is not None and self.version < declared.version and isinstance(body, dict):
@@ -188,19 +188,45 @@ def seal(
 ) -> Message:
     """Return `event` as a message to publish. With `cause`, it belongs to the cause's transaction, one hop further."""
     declared = declaration(event)
-    event_id = event_id or new_id()
+    return enclose(
+        event.__pydantic_serializer__.to_json(event, by_alias=True),
+        declared.topic,
+        declared.version,
+        source=source,
+        event_id=event_id,
+        correlation_id=correlation_id,
+        cause=cause,
+    )
+
+
+def enclose(
+    body: bytes,
+    topic: str,
+    version: int | None = None,
+    *,
+    source: str,
+    event_id: str | None = None,
+    correlation_id: str | None = None,
+    cause: Envelope | None = None,
+) -> Message:
+    """Return a body that is JSON already as a message to publish; `version` None says nothing of its schema.
+
+    Raises EnvelopeError for an id that no receiver would read.
+    """
+    event_id = _bounded("the event id", event_id) or new_id()
     now = datetime.now(UTC)
     headers: dict[str, Any] = {
         "ce-specversion": "1.0",
         "ce-id": event_id,
         "ce-source": source,
-        "ce-type": declared.topic,
+        "ce-type": topic,
         "ce-time": now.isoformat(),
-        "ce-dataschema": f"urn:choreo:{declared.topic}:{declared.version}",
-        VERSION: declared.version,
     }
+    if version is not None:
+        headers["ce-dataschema"] = f"urn:choreo:{topic}:{version}"
+        headers[VERSION] = version
     if cause is None:
-        correlation_id = correlation_id or event_id
+        correlation_id = _bounded("the correlation id", correlation_id) or event_id
     else:
         correlation_id = cause.correlation_id
         headers[CAUSATION] = cause.id
@@ -211,11 +237,11 @@ def seal(
                 headers[TRACESTATE] = cause.tracestate
     headers[CORRELATION] = correlation_id
     return Message(
-        body=event.__pydantic_serializer__.to_json(event, by_alias=True),
+        body=body,
         headers=headers,
-        message_id=event_id,
-        correlation_id=correlation_id.encode()[:255].decode(errors="ignore"),  # an AMQP short string
-        type=declared.topic,
+        message_id=_short(event_id),
+        correlation_id=_short(correlation_id),
+        type=topic,
         app_id=source,
         timestamp=now,
     )
@@ -249,7 +275,8 @@ def _lifted(declared: Declaration, body: dict[str, Any], version: int) -> bytes:
         ) from error
 
 
-def _strict_json(body: bytes) -> Any:
+def strict_json(body: bytes) -> Any:
+    """Return `body` as Python values. Raises EnvelopeError: not UTF-8, not JSON, NaN, a key twice in one object."""
     try:
         return json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except EnvelopeError:
@@ -301,6 +328,11 @@ def _bounded(name: str, value: Any) -> str | None:
             Reason.HEADERS, f"{name} is {value!r:.60}, not a text of at most {MAX_TEXT} printable characters"
         )
     return value
+
+
+def _short(text: str) -> str:
+    """Return as much of `text` as an AMQP short string holds; the whole stands in a header."""
+    return text if len(text) < 64 else text.encode()[:255].decode(errors="ignore")
 
 
 def _trace(headers: Mapping[str, Any], name: str) -> str | None:

@@ -55,19 +55,13 @@ def _not_empty(value: object) -> object:
     return value
 
 
-def _length(value: object) -> float:
-    if not isinstance(value, str | int | float):  # TOML has dates and lists as well
-        raise ValueError("no length of time")  # noqa: TRY004
-    return duration.seconds(value)
-
-
 def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
 _Number = Annotated[int, BeforeValidator(_not_true)]
 _PathOf = Annotated[Path, BeforeValidator(_not_empty)]
-_Seconds = Annotated[float, BeforeValidator(_length)]
+_Seconds = Annotated[float, BeforeValidator(duration.seconds)]
 _LENGTH: Final = "a length of time: 500ms, 30s, 5m, 1h30m or a number of seconds"
 _MANAGEMENT_URL: Final = r"^https?://[^\s/?#]+(/[^\s?#]*)?$"
 

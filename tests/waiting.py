@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, overload
 
 import pytest
 
@@ -15,12 +15,21 @@ PAUSE = 0.02  # seconds between two looks
 T = TypeVar("T")
 
 
-async def eventually(condition: Callable[[], T | Awaitable[T]], *, within: float = 10.0, what: str = "") -> T:
+@overload
+async def eventually(condition: Callable[[], Awaitable[T]], *, within: float = 10.0, what: str = "") -> T: ...
+
+
+@overload
+async def eventually(condition: Callable[[], T], *, within: float = 10.0, what: str = "") -> T: ...
+
+
+async def eventually(condition: Callable[[], Any], *, within: float = 10.0, what: str = "") -> Any:
     """Return the first true answer of `condition`, plain or awaitable; fail the test after `within` seconds."""
     deadline = time.monotonic() + within
     while True:
-        found = condition()
-        answer = await found if inspect.isawaitable(found) else cast("T", found)
+        answer = condition()
+        if inspect.isawaitable(answer):
+            answer = await answer
         if answer:
             return answer
         if time.monotonic() > deadline:

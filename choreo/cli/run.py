@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from choreo.settings import Settings
 
 
-def run(
+def run(  # noqa: PLR0917 - typer makes an option of each
     names: Annotated[
         list[str] | None,
         typer.Argument(

@@ -97,6 +97,7 @@ class RabbitSession:
         self._publishing = publishing
         self._closing = False
         self._in_flight: dict[str, asyncio.Future[None]] = {}
+        self._count = 0
         self.lost: asyncio.Future[ChoreoError] = asyncio.get_running_loop().create_future()
         properties = _underlay(consuming).server_properties
         self.server = Server(str(properties.get("product", "unknown")), str(properties.get("version", "unknown")))
@@ -179,6 +180,8 @@ class RabbitSession:
         name = message.message_id or ""
         while (before := self._in_flight.get(name)) is not None:
             await asyncio.shield(before)
+        alone, number = not self._in_flight, self._count + 1
+        self._count = number
         done = self._in_flight[name] = asyncio.get_running_loop().create_future()
         try:
             await self._publisher.basic_publish(
@@ -190,6 +193,11 @@ class RabbitSession:
             )
         except amqp.PublishError as error:
             return Refused("returned", f"{exchange} has no queue bound for {routing_key!r}: {error.args[0]}")
+        except amqp.ChannelNotFoundEntity:
+            # The broker closes the channel for it, and with it goes the answer of whatever else was in flight.
+            if alone and self._count == number:
+                return Refused("returned", f"there is no exchange {exchange!r}")
+            raise
         except amqp.DeliveryError:
             return Refused("nacked", f"the broker could not store it for {exchange} {routing_key!r}")
         finally:

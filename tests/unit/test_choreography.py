@@ -29,7 +29,7 @@ class Paid(Event, topic="tcg.paid"):
     pass
 
 
-class Declined(Event, topic="tcg.declined", version=3):
+class Declined(Event, topic="tcg.declined", version=2):
     pass
 
 
@@ -125,6 +125,12 @@ def test_agents_and_events_stand_in_the_order_in_which_events_reach_them() -> No
             "tcg.closed",
         ]
         assert [each.name for each in choreography.reactions] == ["charge", "ship", "close", "note"]
+
+
+def test_without_events_from_outside_the_order_begins_with_what_nobody_emits() -> None:
+    """Half of a choreography is read from its beginning too."""
+    half = Choreography.of([agent("order", function("close", Shipped, Closed))])
+    assert [each.topic for each in half.events] == ["tcg.shipped", "tcg.closed"]
 
 
 def test_two_agents_of_one_name_are_refused() -> None:
@@ -289,7 +295,7 @@ def test_an_event_that_nobody_takes_is_unheard() -> None:
     assert [(finding.rule, finding.severity) for finding in found] == [("unheard", "error")]
     assert found[0].message == "tcg.declined is emitted by payment.charge, shipping.ship, and no agent takes it"
     assert "@agent.on over a function of (event: Declined)" in found[0].hint
-    assert 'class Declined(Event, topic="tcg.declined", version=3, terminal=True)' in found[0].hint
+    assert 'class Declined(Event, topic="tcg.declined", version=2, terminal=True)' in found[0].hint
 
 
 def test_an_event_of_otherwise_can_be_unheard() -> None:
@@ -334,7 +340,7 @@ def test_an_event_that_nobody_emits_is_unfed() -> None:
     assert [(finding.rule, finding.severity) for finding in found] == [("unfed", "warning")]
     assert found[0].message == "tcg.declined is taken by mail.tell, order.close, and no agent emits it"
     assert "-> Declined" in found[0].hint
-    assert 'class Declined(Event, topic="tcg.declined", version=3, external=True)' in found[0].hint
+    assert 'class Declined(Event, topic="tcg.declined", version=2, external=True)' in found[0].hint
 
 
 def test_an_external_event_need_not_be_fed() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
 from choreo.envelope import (
     MAX_BODY,
@@ -208,7 +209,7 @@ def test_a_long_tracestate_costs_no_event() -> None:
         (b'{"order": "\xff"}', Reason.UNDECODABLE, "not UTF-8 at byte 11"),
         (b'{"total": NaN}', Reason.UNDECODABLE, "NaN, which JSON does not know"),
         (b'{"total": -Infinity}', Reason.UNDECODABLE, "-Infinity"),
-        (b'{"order": "7", "order": "8"}', Reason.UNDECODABLE, "the key 'order' twice"),
+        (b'{"a": 1, "order": "7", "order": "8"}', Reason.UNDECODABLE, "the key 'order' twice"),
         (b'{"deep": {"a": 1, "a": 2}}', Reason.UNDECODABLE, "the key 'a' twice"),
         (b"[]", Reason.INVALID, "body: "),
         (b"null", Reason.INVALID, "body: "),
@@ -230,6 +231,48 @@ def test_an_invalid_event_does_not_show_its_values() -> None:
     assert "order: " in error.message
     assert "total: " in error.message
     assert "s3cret" not in error.message
+
+
+def test_what_is_wrong_is_told_of_ten_fields_at_most() -> None:
+    """A body with everything wrong does not make an endless text."""
+
+    class Wide(Event, topic="test-envelope.wide"):
+        numbers: list[int]
+
+    def told(count: int) -> list[str]:
+        body = json.dumps({"numbers": ["x"] * count}).encode()
+        with pytest.raises(EnvelopeError) as caught:
+            open_envelope(Message(body), "test-envelope.wide").event(Wide)
+        return caught.value.message.split("; ")
+
+    assert told(10)[9].startswith("numbers.9: ")
+    assert len(told(10)) == 10
+    assert told(12)[10:] == ["and 2 more"]
+
+
+def test_the_body_can_be_read_without_a_class() -> None:
+    """A reaction that takes an Envelope reads the body as plain values, as strictly as an event."""
+    assert open_envelope(Message(BODY), "t").json() == {"order": "7", "total": "9.90", "currency": "EUR"}
+    with pytest.raises(EnvelopeError, match="not JSON"):
+        open_envelope(Message(b"hello"), "t").json()
+
+
+def test_bounds_are_part_of_what_is_allowed() -> None:
+    """The longest text and the smallest and greatest numbers are still read."""
+    headers = {"ce-id": "x" * MAX_TEXT, "choreo-hops": 2**31 - 1, "choreo-version": 0}
+    opened = open_envelope(Message(BODY, headers), "t")
+    assert (opened.id, opened.hops, opened.version) == ("x" * MAX_TEXT, 2**31 - 1, 0)
+
+
+def test_fields_with_an_alias_travel_under_it() -> None:
+    """What is written is what is read: a field's alias is its name on the wire."""
+
+    class Aliased(Event, topic="test-envelope.aliased"):
+        from_: str = Field(alias="from")
+
+    message = seal(Aliased.model_validate({"from": "here"}), source="s")
+    assert json.loads(message.body) == {"from": "here"}
+    assert open_envelope(message, "test-envelope.aliased").event(Aliased).from_ == "here"
 
 
 def test_a_body_of_an_older_version_is_lifted() -> None:
@@ -300,6 +343,16 @@ def test_a_caused_event_stays_in_its_transaction_one_hop_further() -> None:
     opened = open_envelope(seal(PAID, source="bank", event_id="n", cause=cause), "test-envelope.paid")
     assert (opened.id, opened.correlation_id, opened.causation_id, opened.hops) == ("n", "c", "m", 4)
     assert (opened.traceparent, opened.tracestate) == ("00-trace", "a=1")
+
+
+def test_a_cause_without_a_trace_gives_none() -> None:
+    """Only a traced event makes traced events, and a state of no trace is dropped."""
+    for headers in ({}, {"tracestate": "a=1"}, {"traceparent": "00-trace"}):
+        cause = open_envelope(Message(BODY, headers), "test-envelope.paid")
+        sealed = seal(PAID, source="bank", cause=cause).headers
+        assert {name: sealed[name] for name in ("traceparent", "tracestate") if name in sealed} == {
+            name: value for name, value in headers.items() if name == "traceparent"
+        }
 
 
 def test_a_long_correlation_id_fits_its_amqp_property() -> None:
@@ -440,6 +493,7 @@ def test_a_redelivery_derives_the_same_ids() -> None:
         derived_id("cause", "pay", "mentcharge", 0),
     ]
     assert derived_id("cause", "payment", "charge", 0) not in others
+    assert {len(each) for each in others} == {len(new_id())} == {32}
     assert len(set(others)) == len(others)
 
 

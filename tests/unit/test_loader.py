@@ -321,6 +321,7 @@ def test_two_agents_in_one_file(folder: Path, write: Write):
         ("from crew.nothing import x\n", ModuleNotFoundError),
         ("from crew import nothing\n", ImportError),
         ("import crew.payment.more\n", ModuleNotFoundError),
+        ("import crew.pay\n", ModuleNotFoundError),
         ("raise ImportError('mine')\n", ImportError),
         ("1 / 0\n", ZeroDivisionError),
         ("import sys\nsys.exit(3)\n", SystemExit),
@@ -382,6 +383,17 @@ def test_a_mended_module_can_be_loaded(folder: Path, write: Write):
     with pytest.raises(ZeroDivisionError):
         load("payment", folder)
     write("payment", "from choreo import Agent\n\nagent = Agent('payment')  # longer than it was\n")
+
+    assert load("payment", folder).name == "payment"
+
+
+def test_a_file_that_was_just_written_is_found(folder: Path, write: Write):
+    """What Python remembers of a folder does not hide a younger file, even if the folder's clock stood still."""
+    write("order")
+    load("order", folder)
+    before = folder.stat()
+    write("payment")
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     assert load("payment", folder).name == "payment"
 

@@ -144,6 +144,19 @@ async def test_stopped_waits_for_what_is_on_the_way():
     assert str(await scene.end()) == "501 of 100000 events confirmed, 99499 not sent"
 
 
+async def test_aborted_does_not_wait():
+    """What was on the way may or may not be stored, and is counted so."""
+    scene = Scene(100_000)
+    await scene.outbox.expect(1)
+    scene.outbox.answer(0)
+    await scene.outbox.expect(1 + WINDOW)
+    scene.sending.stop()
+    scene.sending.abort()
+    tally = await scene.end()
+    assert str(tally) == "1 of 100000 events confirmed, 500 unknown, 99499 not sent"
+    assert scene.outbox.waiting == {}
+
+
 async def test_stopped_while_it_waits_for_its_turn():
     scene = Scene(2, Pace(interval=1000, delay=5))
     await scene.outbox.expect(1)

@@ -306,7 +306,7 @@ def test_other_variables_are_left_alone(project: Path, monkeypatch: pytest.Monke
     """Names that only share the prefix belong to somebody else, as does all else in .env."""
     for name in ("CHOREO_TEST_RABBITMQ_ROOT", "CHOREO_SEED", "CHOREO_ROOT", "CHOREO_", "CHOREO_DEMO_ORDERS"):
         monkeypatch.setenv(name, "x")
-    (project / ".env").write_text("DATABASE_URL=x\nPREFETCH=x\nURL=x\nCHOREO_LAST\n")
+    (project / ".env").write_text("DATABASE_URL=x\nPREFETCH=x\nURL=x\nCHOREO_PREFETCH\n")
 
     assert load().prefetch == 100
 
@@ -453,9 +453,7 @@ def test_a_password_file(content: bytes, password: str, project: Path, monkeypat
     assert load().brokers()[0].password == password
 
 
-def test_a_relative_password_file_is_the_projects(
-    project: Path, pyproject: Pyproject, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_relative_password_file_is_the_projects(project: Path, pyproject: Pyproject, monkeypatch: pytest.MonkeyPatch):
     """The path of a password file is relative to the project, as that of the agents is."""
     pyproject('password_file = "secrets/password"', 'url = "amqp://app@rabbit"')
     (project / "secrets").mkdir()

@@ -1,0 +1,42 @@
+"""`choreo check`: what is wrong with the choreography, from the agents' signatures alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import typer
+
+from choreo.cli.graph import Names, declared
+from choreo.cli.options import Output, OutputOption
+
+
+def check(names: Names = None, output: OutputOption = Output.TEXT) -> None:
+    """Find loops without a bound, events that nobody takes, and events that nobody emits. Needs no broker.
+
+    Exit code 1 when there is a finding.
+    """
+    from choreo.observe import logs
+    from choreo.settings import load
+
+    settings = load()
+    logs.configure(settings.log_level, settings.log_format)
+    choreography = declared(names or (), settings)
+    findings = [dataclasses.asdict(finding) for finding in choreography.findings()]
+    if output is Output.JSON:
+        typer.echo(json.dumps({"findings": findings}, ensure_ascii=False))
+    elif output is Output.JSONL:
+        for finding in findings:
+            typer.echo(json.dumps(finding, ensure_ascii=False))
+    else:
+        for finding in findings:
+            typer.echo("{severity} {rule}: {message}\n  at {where}\n  {hint}".format_map(finding))
+        if not findings:
+            agents, events = len(choreography.agents), len(choreography.events)
+            typer.echo(f"no findings: {_count(agents, 'agent')}, {_count(events, 'event')}")
+    if findings:
+        raise typer.Exit(1)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

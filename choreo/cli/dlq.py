@@ -1,0 +1,281 @@
+"""`choreo dlq`: why messages died, and what to do about it: replay them to the agent that failed, or drop them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from choreo.cli import output as out
+from choreo.cli.options import Output, OutputOption, Url, Yes
+
+if TYPE_CHECKING:
+    from choreo.operate.dlq import DeadLetterQueue, Look, Repair
+    from choreo.settings import Settings
+
+T = TypeVar("T")
+
+COLUMNS = ("id", "topic", "reason", "error", "reaction", "attempts", "last_failure", "correlation_id")
+# In this order above the traceback and the body of a letter that is shown in full.
+FIELDS = (
+    "id",
+    "topic",
+    "agent",
+    "reaction",
+    "reason",
+    "error_type",
+    "error",
+    "attempts",
+    "first_failure",
+    "last_failure",
+    "correlation_id",
+    "code_version",
+    "content_type",
+)
+
+_LONG = 200  # letters; for fewer a bar would only flicker
+_SHORT_ERROR = 80  # characters of an error in a table
+_SHOWN_BODY = 64 * 1024  # characters of a body that are shown to a person; a program gets all of it
+
+app = typer.Typer(
+    help="Dead letters: list and show them, replay them to the agent that failed, or drop them.", no_args_is_help=True
+)
+
+AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="Name of the agent whose dead letters are meant.")]
+IdOption = Annotated[
+    list[str] | None, typer.Option("--id", metavar="ID", help="Only the letter with this id. May be repeated.")
+]
+
+
+@app.command("list")
+def list_(
+    agent: AgentArgument,
+    *,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=65_535, help="The first so many.")] = 50,
+    output: OutputOption = Output.TEXT,
+    url: Url = None,
+) -> None:
+    """List dead letters, the oldest first. Looking changes nothing: not what is there, and not its order."""
+    from choreo.operate.dlq import summary
+
+    settings = _settings(agent, url)
+    look = _with(settings, agent, lambda queue: queue.look(limit=limit, bodies=False))
+    found = [summary(letter.facts) for letter in look.letters]
+    if output is Output.TEXT:
+        found = [_line(row) for row in found]
+    out.rows(found, output, COLUMNS, empty=f"no dead letters of {agent}")
+    more = look.ready - len(look.letters)
+    if more and look.seen == limit:
+        out.note(f"{more} more; --limit shows them")
+    _note_others(look, expected=min(limit, look.ready))
+
+
+@app.command("show")
+def show(
+    agent: AgentArgument,
+    *,
+    ids: IdOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="The first so many.")] = 1,
+    output: OutputOption = Output.TEXT,
+    url: Url = None,
+) -> None:
+    """Show everything about dead letters: why and where they died, the traceback, headers and body."""
+    from choreo.errors import PartlyDone, UsageError
+    from choreo.operate.dlq import everything
+
+    settings = _settings(agent, url)
+    look = _with(settings, agent, lambda queue: queue.look(limit=limit, ids=ids or ()))
+    found = [everything(letter) for letter in look.letters]
+    if output is not Output.TEXT:
+        out.rows(found, output, ())
+    elif found:
+        typer.echo("\n\n".join(map(_portrait, found)))
+    missing = [each for each in dict.fromkeys(ids or ()) if each not in {row["id"] for row in found}]
+    if missing:
+        kind = PartlyDone if found else UsageError
+        raise kind(
+            f"no letter with the id {', '.join(missing)} among the {look.seen} that could be seen",
+            f"choreo dlq list {agent} shows which there are",
+        )
+    if not (found or ids):
+        out.note(f"no dead letters of {agent}")
+    if not ids:
+        more = look.ready - len(found)
+        if more and look.seen == limit:
+            out.note(f"{more} more; --limit or --id shows them")
+        _note_others(look, expected=min(limit, look.ready))
+
+
+@app.command("replay")
+def replay(
+    agent: AgentArgument,
+    *,
+    ids: IdOption = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many.")] = None,
+    yes: Yes = False,
+    output: OutputOption = Output.TEXT,
+    url: Url = None,
+) -> None:
+    """Send dead letters to the agent that failed, and to no other. Without --id or --limit: all, after a question.
+
+    Each is taken out only when the broker has confirmed its copy. One that dies again comes back, and is not replayed
+    twice in one run.
+    """
+    settings = _settings(agent, url)
+    if not (ids or limit or yes):
+        limit = _ask(settings, agent, "Replay {all} of {agent}?")
+    _repair(settings, agent, "replay", output, ids or [], limit)
+
+
+@app.command("drop")
+def drop(
+    agent: AgentArgument,
+    *,
+    ids: IdOption = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many.")] = None,
+    yes: Yes = False,
+    output: OutputOption = Output.TEXT,
+    url: Url = None,
+) -> None:
+    """Destroy dead letters, after a question: those with --id, the first --limit, or all."""
+    settings = _settings(agent, url)
+    if ids and not yes:
+        out.confirm(f"Drop the dead letter {', '.join(ids)} of {agent} for good?", yes=False)
+    elif not yes:
+        limit = _ask(settings, agent, "Drop {all} of {agent} for good?", limit)
+    _repair(settings, agent, "drop", output, ids or [], limit)
+
+
+def _settings(agent: str, url: str | None) -> Settings:
+    from choreo.observe import logs
+    from choreo.operate.dlq import check_name
+    from choreo.settings import load
+
+    check_name(agent)
+    settings = load(url=url)
+    logs.configure(settings.log_level, settings.log_format)
+    return settings
+
+
+def _with(settings: Settings, agent: str, work: Callable[[DeadLetterQueue], Awaitable[T]]) -> T:
+    """Let `work` have the agent's dead-letter queue, in a session of its own."""
+    from choreo import loader
+    from choreo.operate.dlq import DeadLetterQueue
+    from choreo.rabbit.session import connect
+    from choreo.topology import Names
+
+    async def run() -> T:
+        session = await connect(settings.brokers(), name="choreo dlq")
+        try:
+            known = loader.known(settings.agents_folder)
+            names = Names(settings.namespace)
+            timeout = settings.publish_timeout
+            return await work(DeadLetterQueue(session, names, agent, publish_timeout=timeout, known=known))
+        finally:
+            await session.close()
+
+    return out.wait_for(run())
+
+
+def _ask(settings: Settings, agent: str, question: str, limit: int | None = None) -> int:
+    """Ask about as many letters as there are, and return that number: what comes later was not asked about.
+
+    The session is closed while the question stands: a person may take longer to answer than a broker waits for a sign.
+    """
+    stats = _with(settings, agent, lambda queue: queue.stats())
+    count = stats.ready if limit is None else min(limit, stats.ready)
+    if count:
+        many = "the dead letter" if count == 1 else f"the first {count} of {stats.ready} dead letters"
+        if 1 < count == stats.ready:
+            many = f"all {count} dead letters"
+        out.confirm(question.format(all=many, agent=agent), yes=False)
+    return count
+
+
+def _repair(settings: Settings, agent: str, action: str, output: Output, ids: list[str], limit: int | None) -> None:
+    """Replay or drop, and say what was done. Raises what kept some or all of it from being done."""
+    done = {"replay": "replayed", "drop": "dropped"}[action]
+    count = 0
+
+    with _bar(action, len(ids) or limit) as advance:
+
+        def progress() -> None:
+            nonlocal count
+            count += 1
+            advance()
+
+        def work(queue: DeadLetterQueue) -> Awaitable[Repair]:
+            act = queue.replay if action == "replay" else queue.drop
+            return act(limit=limit, ids=ids, progress=progress)
+
+        try:
+            result = _with(settings, agent, work)
+        except KeyboardInterrupt:
+            out.note(f"choreo: interrupted; {count} {done}, the rest is still there")
+            raise
+    out.document({"agent": agent, "action": action} | result.data(), output, f"{result.done} {done}")
+    result.check(done)
+
+
+def _note_others(look: Look, expected: int) -> None:
+    if len(look.letters) < expected:
+        out.note(f"only {len(look.letters)} of {expected} could be seen: somebody else holds the others")
+    elif look.others:
+        out.note("somebody else looks at this queue too; what is held there is not shown and not counted")
+
+
+def _line(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row for a table: one line, nothing that moves a terminal's cursor, the error not longer than needed."""
+    error = ": ".join(filter(None, ((row["error_type"] or "").rpartition(".")[2], row["error"])))
+    error = error if len(error) <= _SHORT_ERROR else error[: _SHORT_ERROR - 1] + "…"
+    time = (row["last_failure"] or "")[:19] or None
+    short = row | {"error": error or None, "last_failure": time}
+    return {
+        name: _plain(value).replace("\n", " ") if isinstance(value, str) else value for name, value in short.items()
+    }
+
+
+def _portrait(row: dict[str, Any]) -> str:
+    """Return a letter in full, for people."""
+    told = [(name, row[name]) for name in FIELDS if row[name] is not None]
+    told += [(name, value) for name, value in row["headers"].items()]
+    width = max(len(_plain(name)) for name, _ in told)
+    lines = [f"{_plain(name):<{width}}  {_indented(str(value), width + 2)}" for name, value in told]
+    if row["traceback"]:
+        lines += ["", _plain(row["traceback"]).rstrip()]
+    body = json.dumps(row["body"], indent=2, ensure_ascii=False) if row["is_json"] else row["body"]
+    kind = "" if row["is_json"] else ", not JSON"
+    lines += ["", f"body, {row['size']} bytes{kind}", _plain(body[:_SHOWN_BODY])]
+    if len(body) > _SHOWN_BODY:
+        lines.append("… and more; --output json has all of it")
+    return "\n".join(lines)
+
+
+def _indented(text: str, by: int) -> str:
+    return _plain(text).replace("\n", "\n" + " " * by)
+
+
+def _plain(text: str) -> str:
+    """Return `text` with everything escaped that is no printable character: a message shall not steer a terminal."""
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+@contextmanager
+def _bar(what: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Show on a terminal how far it is; elsewhere, and for a few letters, nothing."""
+    if (total is not None and total < _LONG) or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)

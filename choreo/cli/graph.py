@@ -1,0 +1,64 @@
+"""`choreo graph`: who emits and who takes what, from the agents' signatures alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from choreo.choreography import Choreography
+    from choreo.settings import Settings
+
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[NAME]...", help="Agents to look at, as if there were no others; all by default."),
+]
+
+
+class Format(StrEnum):
+    """How the choreography is drawn."""
+
+    TEXT = "text"
+    MERMAID = "mermaid"
+    JSON = "json"
+
+
+def graph(
+    names: Names = None,
+    form: Annotated[Format, typer.Option("--format", "-f", help="Text, a Mermaid flowchart, or JSON.")] = Format.TEXT,
+) -> None:
+    """Draw the choreography: who emits and takes what, retries, dead-letter queues, compensations. Needs no broker."""
+    from choreo import picture
+    from choreo.observe import logs
+    from choreo.settings import load
+
+    settings = load()
+    logs.configure(settings.log_level, settings.log_format)  # agents that log while imported keep off the data
+    choreography = declared(names or (), settings)
+    match form:
+        case Format.TEXT:
+            typer.echo(picture.as_text(choreography, settings.namespace), nl=False)
+        case Format.MERMAID:
+            typer.echo(picture.as_mermaid(choreography), nl=False)
+        case Format.JSON:
+            typer.echo(json.dumps(picture.as_json(choreography, settings.namespace), ensure_ascii=False))
+
+
+def declared(names: Sequence[str], settings: Settings) -> Choreography:
+    """Return the choreography of the named agents, or of all in the agents folder; it is an error to have none."""
+    from choreo import loader
+    from choreo.choreography import Choreography
+    from choreo.errors import ConfigurationError
+
+    folder = settings.agents_folder
+    agents = [loader.load(name, folder) for name in names] if names else loader.load_all(folder)
+    if not agents:
+        raise ConfigurationError(
+            f"there is no agent in {folder}",
+            'write one: agent = Agent("name") in a file name.py of it; or name another folder in CHOREO_AGENTS',
+        )
+    return Choreography.of(agents)

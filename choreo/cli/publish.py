@@ -1,0 +1,219 @@
+"""`choreo publish`: put events into the choreography, each checked before and confirmed after."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from choreo.cli.options import Output, OutputOption, Url
+from choreo.cli.output import note, wait_for
+
+if TYPE_CHECKING:
+    from choreo.envelope import Message
+    from choreo.operate.batch import Batch
+    from choreo.operate.payload import Form
+    from choreo.operate.sending import Pace, Tally
+    from choreo.settings import Settings
+
+Write = Callable[["Message"], None]
+
+_LONG = 200  # events; for fewer a bar would only flicker
+
+
+def publish(
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="Topic of the event, or the name of its class.")],
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="[JSON|-|@FILE]", help="The event as JSON, from stdin, or from a file."),
+    ] = None,
+    *,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set a field; dots lead inwards. May be repeated."),
+    ] = None,
+    lines: Annotated[bool, typer.Option("--lines", help="Read one event per line.")] = False,
+    count: Annotated[int, typer.Option("--count", min=1, help="Publish each event that many times.")] = 1,
+    rate: Annotated[float | None, typer.Option("--rate", help="At most so many events per second.")] = None,
+    delay: Annotated[str | None, typer.Option("--delay", metavar="TIME", help="Deliver later: 30s, 5m, 2h.")] = None,
+    correlation_id: Annotated[
+        str | None, typer.Option("--correlation-id", metavar="ID", help="The transaction that it belongs to.")
+    ] = None,
+    event_id: Annotated[
+        str | None, typer.Option("--id", metavar="ID", help="Its own id, to repeat a publish without an answer.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show, but send nothing.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Any topic with any JSON, known or not.")] = False,
+    output: OutputOption = Output.TEXT,
+    url: Url = None,
+) -> None:
+    """Publish events: all are checked before the first one is sent, and each is confirmed by the broker.
+
+    Prints topic and id of each confirmed event. The first failure ends it.
+    """
+    from choreo.errors import UsageError
+    from choreo.observe import logs
+    from choreo.operate.payload import identifier
+    from choreo.operate.sending import Pace
+    from choreo.settings import load
+
+    settings = load(url=url)
+    logs.configure(settings.log_level, settings.log_format)
+    pace = Pace.parse(rate, delay)
+    make_ids = {
+        "event_id": identifier("--id", event_id),
+        "correlation_id": identifier("--correlation-id", correlation_id),
+    }
+    if event_id and (lines or count > 1):
+        raise UsageError("--id is for one event, --count and --lines are for many", "leave one of them out")
+    if not dry_run:
+        settings.brokers()  # a URL that cannot be used is said before anything is read
+    form = _form(topic, changes or (), settings, raw=raw)
+    with _read(form, data, lines=lines) as bodies:
+        messages = ((line, form.message(body, **make_ids)) for line, body in bodies for _ in range(count))
+        if dry_run:
+            with _writer(output, partial(_plan, delay=pace.delay), _plan_text) as write:
+                for _, message in messages:
+                    write(message)
+            return
+        total = bodies.total * count
+        with _writer(output, _receipt, _receipt_text) as write, _bar("publishing", total, pace.interval) as advance:
+
+            def confirmed(message: Message) -> None:
+                write(message)
+                advance()
+
+            tally, interrupted = wait_for(_send(settings, form.topic, pace, messages, total, confirmed))
+    if interrupted:
+        note(f"choreo: interrupted; {tally}")
+        raise typer.Exit(130)
+    tally.check()
+    if total > 1:
+        note(f"{tally}")
+
+
+def _form(topic: str, changes: Iterable[str], settings: Settings, *, raw: bool) -> Form:
+    """Return how the event is made. Unless it is raw, all agents are imported: with them come their events."""
+    from choreo import loader
+    from choreo.operate.payload import Change, Form
+
+    wanted = tuple(Change.parse(each) for each in changes)
+    if raw:
+        return Form.raw(topic, wanted, settings.max_body)
+    loader.load_all(settings.agents_folder)
+    return Form.known(topic, wanted, settings.max_body)
+
+
+def _read(form: Form, data: str | None, *, lines: bool) -> Batch:
+    from choreo.operate.batch import Batch, opened
+
+    stdin = sys.stdin.buffer if sys.stdin else None
+    given = "-" if data is None and lines else data
+    if given == "-" and sys.stdin and sys.stdin.isatty():
+        note("reading from the terminal; Ctrl-D ends it")
+    with opened(given, stdin) as (source, name):
+        if not lines:
+            return Batch.of_one(form, source, name)
+        with _bar("checking", None) as advance:
+            return Batch.of_lines(form, source, name, advance)
+
+
+async def _send(
+    settings: Settings,
+    topic: str,
+    pace: Pace,
+    messages: Iterator[tuple[int | None, Message]],
+    total: int,
+    on_confirmed: Write,
+) -> tuple[Tally, bool]:
+    """Publish, and say what became of it and whether somebody pressed Ctrl-C."""
+    import asyncio
+    from signal import SIGINT
+
+    from choreo.operate.payload import SOURCE
+    from choreo.operate.sending import Sending
+    from choreo.rabbit.session import connect
+    from choreo.runtime.publisher import Publisher
+
+    opener = partial(connect, settings.brokers(), name="choreo publish")
+    async with Publisher(settings, opener, source=SOURCE) as publisher:
+        sending = Sending(publisher, topic, pace, on_confirmed)
+        interrupted = asyncio.Event()
+
+        def interrupt() -> None:
+            if interrupted.is_set():
+                sending.abort()
+                return
+            interrupted.set()
+            sending.stop()
+            note("choreo: waiting for what is on its way; Ctrl-C again to leave at once")
+
+        asyncio.get_running_loop().add_signal_handler(SIGINT, interrupt)  # until the loop ends
+        return await sending.send(messages, total), interrupted.is_set()
+
+
+@contextmanager
+def _writer(
+    output: Output, as_data: Callable[[Message], dict[str, Any]], as_text: Callable[[Message], str]
+) -> Iterator[Write]:
+    """Write messages as they come: a million of them need no memory, whatever the output."""
+    written = 0
+
+    def write(message: Message) -> None:
+        nonlocal written
+        text = as_text(message) if output is Output.TEXT else json.dumps(as_data(message), ensure_ascii=False)
+        if output is Output.JSON:
+            text = f", {text}" if written else f"[{text}"
+        typer.echo(text, nl=output is not Output.JSON)
+        written += 1
+
+    try:
+        yield write
+    finally:
+        if written and output is Output.JSON:
+            typer.echo("]")
+
+
+def _receipt(message: Message) -> dict[str, Any]:
+    return {"id": message.message_id, "correlation_id": message.correlation_id, "topic": message.type}
+
+
+def _receipt_text(message: Message) -> str:
+    return f"{message.type} {message.message_id}"
+
+
+def _plan(message: Message, delay: float) -> dict[str, Any]:
+    return {
+        **_receipt(message),
+        "delay": delay,
+        "headers": message.headers,
+        "body": json.loads(message.body),
+    }
+
+
+def _plan_text(message: Message) -> str:
+    headers = "".join(f"\n  {name}: {value}" for name, value in message.headers.items())
+    return f"{_receipt_text(message)}{headers}\n  {message.body.decode()}"
+
+
+@contextmanager
+def _bar(what: str, total: int | None, interval: float = 0.0) -> Iterator[Callable[[], None]]:
+    """Show on a terminal how far it is; elsewhere, and for what is quickly done, nothing."""
+    quick = total is not None and total < _LONG and total * interval < 2
+    if quick or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    # Where data goes to a terminal as well, both have to go through the same console to stay off each other's lines.
+    same = sys.stdout.isatty()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=not same), redirect_stdout=same, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)

@@ -1,0 +1,329 @@
+"""An agent's dead-letter queue: look at what lies there, replay it to that agent alone, or drop it. AMQP alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from typing import Any, Final
+
+from choreo import dead_letter
+from choreo.agent import NAME
+from choreo.dead_letter import DeadLetter
+from choreo.errors import (
+    ChoreoError,
+    ConfigurationError,
+    InvalidName,
+    PartlyDone,
+    PublishFailed,
+    UnknownAgent,
+    UsageError,
+)
+from choreo.operate.hands import Hand, Hands
+from choreo.topology import Names, return_key
+from choreo.transport import Confirmed, Delivery, QueueStats, Session
+
+REPLAYED_AT_ONCE: Final = 100  # letters of one hand, in memory with their bodies
+DROPPED_AT_ONCE: Final = 500  # letters of one hand, in memory without their bodies
+GIVE_UP: Final = 10  # letters that could not be replayed: what ails the broker then will not spare the next one
+
+Progress = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A dead letter and what is known of it; its body is empty where nobody asked for it."""
+
+    facts: DeadLetter
+    delivery: Delivery
+    hand: Hand
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a look has found. `ready`: letters that were there; `seen`: how many of them have been looked at.
+
+    `others`: consumers besides us. What they hold could not be seen, and is not counted either.
+    """
+
+    letters: tuple[Letter, ...]
+    ready: int
+    seen: int
+    others: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A letter that could not be replayed and is still there, and why."""
+
+    id: str | None
+    topic: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.id or 'one without an id'} ({self.topic}): {self.reason}"
+
+
+@dataclass(slots=True)
+class Repair:
+    """What became of a replay or a drop. `wanted`: letters to do; `missing`: ids that were not found.
+
+    `ended`: what ended it early. Letters that are not `done` are still there.
+    """
+
+    wanted: int
+    done: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    missing: tuple[str, ...] = ()
+    ended: ChoreoError | None = None
+
+    def data(self) -> dict[str, Any]:
+        """Return it as a program wants to read it."""
+        return {
+            "done": self.done,
+            "not_done": self.wanted - self.done,
+            "failures": [{"id": each.id, "topic": each.topic, "reason": each.reason} for each in self.failures],
+            "missing": list(self.missing),
+        }
+
+    def check(self, done: str) -> None:
+        """Raise unless all is `done` ("replayed"): PartlyDone, or the cause when nothing was."""
+        if self.done == self.wanted and self.ended is None:
+            return
+        reasons = [*map(str, self.failures), *(f"{each}: no such letter was seen" for each in self.missing)]
+        if self.ended is not None:
+            reasons.append(self.ended.message)
+        why = "; ".join(reasons) or "somebody else holds them"
+        if self.done:
+            text = f"{self.done} of {self.wanted} {done}, the rest is still there: {why}"
+            raise PartlyDone(text, "what is done stays done; choreo dlq list shows the rest")
+        if self.failures:
+            raise PublishFailed(f"nothing {done}: {why}", "everything is still there; look at choreo inspect queues")
+        if self.ended is not None:
+            raise self.ended
+        if self.missing:
+            raise UsageError(why, "choreo dlq list shows which there are")
+        raise ChoreoError(f"nothing {done}: {why}", "try again when nobody else looks at this queue")
+
+
+class DeadLetterQueue:
+    """The dead-letter queue of `agent`, whose code need not be here: who repairs may have none of it.
+
+    `known`: names of agents, for the message when there is no such queue. `publish_timeout`: seconds. Raises
+    InvalidName.
+    """
+
+    def __init__(
+        self, session: Session, names: Names, agent: str, *, publish_timeout: float = 10.0, known: Sequence[str] = ()
+    ) -> None:
+        check_name(agent)
+        self.agent = agent
+        self.queue = names.dlq(agent)
+        self._session = session
+        self._names = names
+        self._publish_timeout = publish_timeout
+        self._known = known
+
+    async def stats(self) -> QueueStats:
+        """Return how many letters are there, not counting what somebody holds. Raises UnknownAgent."""
+        found = await self._session.stats(self.queue)
+        if found is not None:
+            return found
+        near = get_close_matches(self.agent, self._known, n=1)
+        hint = f"did you mean {near[0]}? " if near and near[0] != self.agent else ""
+        raise UnknownAgent(
+            f"there is no dead-letter queue {self.queue} on this broker",
+            f"{hint}it is made when the agent first runs there; check the name (known here:"
+            f" {', '.join(self._known) or 'none'}), CHOREO_URL and CHOREO_NAMESPACE",
+        )
+
+    async def look(self, *, limit: int = 50, ids: Sequence[str] = (), bodies: bool = True) -> Look:
+        """Return the first `limit` letters, or the first one with each of `ids`. All are back in the queue by then.
+
+        Without `bodies`, the bodies are forgotten as soon as they arrive.
+        """
+        stats = await self.stats()
+        search = _Search(self.agent, limit, ids, bodies=bodies)
+        async with Hands(self._session, self.queue, stats.consumers) as hands:
+            await hands.search(stats.ready, limit, search.see, search.found)
+            seen = hands.taken
+        return Look(tuple(search.letters), stats.ready, seen, stats.consumers)
+
+    async def replay(self, *, limit: int | None = None, ids: Sequence[str] = (), progress: Progress = bool) -> Repair:
+        """Send letters to this agent's queue and to no other agent's, each as on its first try.
+
+        The letters with `ids`, else the first `limit`, else all; but none that comes while this goes on, so that one
+        that dies again is not replayed again. One after the other, and each is acknowledged only when its copy is
+        confirmed: a crash in between makes one duplicate and never a loss. Raises ConfigurationError when the agent's
+        queue does not exist.
+        """
+        await self.stats()
+        queue = self._names.queue(self.agent)
+        if await self._session.stats(queue) is None:
+            # The copy would come back into this very queue, without what is written on the letter.
+            raise ConfigurationError(
+                f"the queue {queue} does not exist, so nothing can be replayed to it",
+                f"start the agent, which makes it, then try again: choreo run {self.agent}",
+            )
+        return await self._repair(self._send, REPLAYED_AT_ONCE, limit, ids, progress, bodies=True)
+
+    async def drop(self, *, limit: int | None = None, ids: Sequence[str] = (), progress: Progress = bool) -> Repair:
+        """Destroy letters: those with `ids`, else the first `limit`, else all; none that comes while this goes on."""
+        return await self._repair(_nothing, DROPPED_AT_ONCE, limit, ids, progress, bodies=False)
+
+    async def _send(self, letter: Letter) -> str | None:
+        """Replay one letter. Return why it was not, or None."""
+        result = await self._session.publish(
+            dead_letter.revived(letter.delivery.message, letter.facts),
+            exchange=self._names.retry,
+            routing_key=return_key(self.agent),
+            timeout=self._publish_timeout,
+        )
+        return None if isinstance(result, Confirmed) else result.detail
+
+    async def _repair(
+        self,
+        act: Callable[[Letter], Awaitable[str | None]],
+        at_once: int,
+        limit: int | None,
+        ids: Sequence[str],
+        progress: Progress,
+        *,
+        bodies: bool,
+    ) -> Repair:
+        """Settle the letters for which `act` returns no reason against it."""
+        stats = await self.stats()
+        repair = Repair(wanted=stats.ready if limit is None else min(limit, stats.ready))
+        async with Hands(self._session, self.queue, stats.consumers) as hands:
+            if ids:
+                search = _Search(self.agent, at_once, ids, bodies=bodies)
+                await hands.search(stats.ready, at_once, search.see, search.found)
+                repair.wanted, repair.missing = len(set(ids)), tuple(search.wanted)
+                await self._settle(hands, search.letters, act, repair, progress)
+            while not ids and repair.ended is None and hands.taken < repair.wanted:
+                search = _Search(self.agent, min(at_once, repair.wanted - hands.taken), bodies=bodies)
+                await hands.take(search.limit, search.see)
+                await self._settle(hands, search.letters, act, repair, progress)
+                await hands.close_empty()
+                if len(search.letters) < search.limit:
+                    break
+        if self._session.lost.done() and repair.ended is None:
+            repair.ended = self._session.lost.result()
+        return repair
+
+    async def _settle(
+        self,
+        hands: Hands,
+        letters: Iterable[Letter],
+        act: Callable[[Letter], Awaitable[str | None]],
+        repair: Repair,
+        progress: Progress,
+    ) -> None:
+        for letter in letters:
+            if self._session.lost.done():
+                # The broker has taken back everything that is held: to go on would be to do it twice.
+                repair.ended = self._session.lost.result()
+                return
+            reason = await act(letter)
+            if reason is None:
+                await hands.settle(letter.hand, letter.delivery)
+                repair.done += 1
+                progress()
+                continue
+            repair.failures.append(Failure(letter.facts.id, letter.facts.topic, reason))
+            if len(repair.failures) == GIVE_UP:
+                repair.ended = PublishFailed(f"given up after {GIVE_UP} failures")
+                return
+
+
+class _Search:
+    """Picks letters as they arrive: those with `ids`, or the first `limit`."""
+
+    def __init__(self, agent: str, limit: int, ids: Iterable[str] = (), *, bodies: bool) -> None:
+        self.letters: list[Letter] = []
+        self.limit = limit
+        self.wanted = dict.fromkeys(ids)
+        self._agent = agent
+        self._by_id = bool(self.wanted)
+        self._bodies = bodies
+
+    def see(self, hand: Hand, delivery: Delivery) -> None:
+        """Keep the letter if it is wanted. Of any other, nothing stays in memory."""
+        facts = dead_letter.read(delivery.message, agent=self._agent)
+        if self._by_id:
+            if facts.id not in self.wanted:
+                return
+            del self.wanted[facts.id]
+        elif len(self.letters) == self.limit:
+            return
+        if not self._bodies:
+            facts, delivery.message = replace(facts, body=b""), replace(delivery.message, body=b"")
+        self.letters.append(Letter(facts, delivery, hand))
+
+    def found(self) -> bool:
+        """Whether nothing is missing. A limit is: it is as long as the first hand."""
+        return not self.wanted
+
+
+def check_name(agent: str) -> None:
+    """Raise InvalidName unless `agent` may be the name of an agent."""
+    if not NAME.fullmatch(agent):
+        raise InvalidName(
+            f"{agent[:80]!a} is no name of an agent",
+            'a name is a lower-case letter, then up to 62 of a-z, 0-9, "_" and "-"',
+        )
+
+
+def summary(facts: DeadLetter) -> dict[str, Any]:
+    """Return a dead letter as one row, times in ISO 8601."""
+    return {
+        "id": facts.id,
+        "topic": facts.topic,
+        "reason": facts.reason,
+        "error_type": facts.error_type,
+        "error": facts.error,
+        "reaction": facts.reaction,
+        "attempts": facts.attempts,
+        "first_failure": facts.first_failure and facts.first_failure.isoformat(),
+        "last_failure": facts.last_failure and facts.last_failure.isoformat(),
+        "correlation_id": facts.correlation_id,
+    }
+
+
+def everything(letter: Letter) -> dict[str, Any]:
+    """Return all that is known of a dead letter. `headers` and `body` are what a replay sends; see `readable`."""
+    facts, message = letter.facts, letter.delivery.message
+    body, is_json = readable(facts.body)
+    return summary(facts) | {
+        "agent": facts.agent,
+        "code_version": facts.code_version,
+        "traceback": facts.traceback,
+        "content_type": message.content_type,
+        "headers": dead_letter.revived(message, facts).headers,
+        "size": len(facts.body),
+        "is_json": is_json,
+        "body": body,
+    }
+
+
+def readable(body: bytes) -> tuple[Any, bool]:
+    """Return a body as JSON values and True. One that is not strict JSON: as text, other bytes escaped, and False."""
+    try:
+        return json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_refuse), True
+    except (ValueError, RecursionError):
+        return body.decode(errors="backslashreplace"), False
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key that stands there twice would be shown once")
+    return dict(pairs)
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+async def _nothing(_: Letter) -> None:
+    """To drop a letter, nothing has to be done before it is acknowledged."""

@@ -1,0 +1,1 @@
+"""The demo: twenty orders travel through the example agents, over a real broker, before your eyes."""

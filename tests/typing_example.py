@@ -1,0 +1,88 @@
+"""What a user writes, as the user's type checker sees it. tests/unit/test_typing.py runs mypy on it; it is not run.
+
+A comment `# is: TYPE` says what mypy must reveal on that line. An ignored error is one that mypy must find: under
+--strict an ignore without an error is an error itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import reveal_type
+
+import choreo
+from choreo import Agent, Context, Envelope, Event, Retry, upcast
+
+
+class Placed(Event, topic="typing.placed", version=2):
+    order: str
+    cents: int = 0
+
+    @upcast(from_version=1)
+    @staticmethod
+    def default_cents(body: dict[str, object]) -> dict[str, object]:
+        return body | {"cents": 0}
+
+
+class Paid(Event, topic="typing.paid", terminal=True):
+    order: str
+
+
+class Declined(Event, topic="typing.declined", external=True):
+    order: str
+
+
+agent = Agent("payment", retry=Retry(on=OSError, attempts=5, first="1s", ceiling="5m"), timeout="30s")
+
+
+def declined(placed: Placed, error: Exception) -> Declined:
+    return Declined(order=f"{placed.order} {error}")
+
+
+@agent.on
+async def charge(placed: Placed, ctx: Context) -> Paid | Declined:
+    ctx.log.info("charging", attempt=ctx.attempt)
+    return Paid(order=placed.order)
+
+
+@agent.on(retry=Retry(on=(OSError, TimeoutError)), otherwise=declined, timeout=5, max_hops=3)
+def ship(paid: Paid) -> list[Placed]:
+    return [Placed(order=paid.order)]
+
+
+@agent.on(compensates=charge)
+async def refund(declined: Declined) -> AsyncIterator[Paid]:
+    yield Paid(order=declined.order)
+
+
+@agent.on("typing.#")
+async def note(envelope: Envelope) -> None:
+    reveal_type(envelope.json())  # is: Any
+
+
+# The decorator returns the function unchanged: its own type, not "a callable".
+reveal_type(charge)  # is: def (placed: Placed, ctx: Context) -> Coroutine[Any, Any, Paid | Declined]
+reveal_type(ship)  # is: def (paid: Paid) -> list[Placed]
+reveal_type(refund)  # is: def (declined: Declined) -> AsyncIterator[Paid]
+reveal_type(note)  # is: def (envelope: Envelope) -> Coroutine[Any, Any, None]
+reveal_type(agent.reactions)  # is: tuple[Reaction, ...]
+
+ship(Placed(order="1"))  # type: ignore[arg-type]
+agent.on(timout=5)(ship)  # type: ignore[call-overload]
+Agent("payment", retry=5)  # type: ignore[arg-type]
+
+# An event is made with its fields, checked, and does not change.
+placed = Placed(order="1")
+reveal_type(placed.cents)  # is: int
+reveal_type(placed.model_copy(update={"cents": 1}))  # is: Placed
+placed.cents = 1  # type: ignore[misc]
+Placed()  # type: ignore[call-arg]
+Placed(order=1)  # type: ignore[arg-type]
+
+
+async def outside() -> None:
+    """Publish from a program that is no agent."""
+    async with choreo.connect("amqp://localhost") as publisher:
+        reveal_type(publisher)  # is: Publisher
+        receipt = await publisher.publish(placed, delay="30s")
+        reveal_type(receipt.correlation_id)  # is: str
+        await publisher.publish("order.placed")  # type: ignore[arg-type]
