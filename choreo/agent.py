@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, overload
 from choreo import duration, pattern
 from choreo.duration import Duration
 from choreo.errors import DeclarationError
-from choreo.event import Event, declaration
+from choreo.event import MAX_TOPIC, Event, declaration
 from choreo.reaction import Reaction, place, read_contract, read_otherwise, relative
 from choreo.retry import Retry
 
@@ -82,7 +82,7 @@ class Agent:
             return found
         for reaction in self._reactions.values():
             if any(pattern.is_wildcard(each) and pattern.matches(each, topic) for each in reaction.patterns):
-                return reaction if not reaction.consumes or topic in reaction.consumes else None
+                return reaction
         return None
 
     @overload
@@ -193,7 +193,7 @@ def _subscriptions(subscription: str | None, consumes: tuple[type[Event], ...], 
         if not topics:
             raise DeclarationError(f"{what} takes an Envelope of no named topics", 'name them: @agent.on("order.#")')
         return topics
-    if not pattern.PATTERN.fullmatch(subscription):
+    if not pattern.PATTERN.fullmatch(subscription) or len(subscription) > MAX_TOPIC:
         raise DeclarationError(
             f"{what} subscribes to {subscription!r}",
             'a pattern is dot-separated words, "*" (one word) or "#" (any words)',
@@ -201,7 +201,8 @@ def _subscriptions(subscription: str | None, consumes: tuple[type[Event], ...], 
     stray = next((topic for topic in topics if not pattern.matches(subscription, topic)), None)
     if stray is not None:
         raise DeclarationError(f"{what} takes {stray}, which {subscription!r} does not match", "widen the pattern")
-    return (subscription,)
+    # With events named, their own topics are enough: what else the pattern matches would be a dead letter here.
+    return topics or (subscription,)
 
 
 def _policy(retry: Retry | None, what: str) -> Retry | None:

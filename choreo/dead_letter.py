@@ -99,8 +99,8 @@ def read(message: Message, *, agent: str) -> DeadLetter:
 
 def revived(message: Message, letter: DeadLetter) -> Message:
     """Return `message` as it was before it died, to be delivered again to the agent that failed, as its first try."""
-    living = {envelope.TOPIC: letter.topic, envelope.ATTEMPT: None, envelope.FIRST_FAILURE: None}
-    return _without_notes(message.forwarded(living))
+    again = message.forwarded({envelope.TOPIC: letter.topic}, without=(envelope.ATTEMPT, envelope.FIRST_FAILURE))
+    return _without_notes(again)
 
 
 def _without_notes(message: Message) -> Message:

@@ -33,10 +33,10 @@ def seconds(value: Duration) -> float:
 
 def text(value: float) -> str:
     """Return `value` seconds as a person would write it: 90 gives "1m30s", 0.25 gives "250ms"."""
-    if value < 1:
-        return f"{value * 1000:.0f}ms" if value else "0s"
-    parts = []
     rest = round(value, 3)
+    if rest < 1:
+        return f"{value * 1000:.3f}".rstrip("0").rstrip(".") + "ms" if value else "0s"
+    parts = []
     for unit in ("d", "h", "m"):
         count, rest = divmod(rest, _UNITS[unit])
         if count:

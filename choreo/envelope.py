@@ -9,7 +9,7 @@ routing key is a whole event. Source: CloudEvents 1.0.2, AMQP protocol binding; 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -83,18 +83,19 @@ class Message:
     priority: int | None = None
     timestamp: datetime | None = None
 
-    def forwarded(self, headers: Mapping[str, Any]) -> Message:
+    def forwarded(self, headers: Mapping[str, Any], without: Collection[str] = ()) -> Message:
         """Return a copy to publish again, without what the broker added to it, and with `headers` set.
 
-        A header given as None is taken out.
+        Those named in `without` are taken out.
         """
         kept = {
             key: value
             for key, value in self.headers.items()
             if key not in _BROKERS_OWN and not key.startswith(_BROKERS_PREFIXES)
         }
-        kept.update(headers)
-        return replace(self, headers={key: value for key, value in kept.items() if value is not None})
+        for key in without:
+            kept.pop(key, None)
+        return replace(self, headers=kept | dict(headers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +279,7 @@ def _lifted(declared: Declaration, body: dict[str, Any], version: int) -> bytes:
 def strict_json(body: bytes) -> Any:
     """Return `body` as Python values. Raises EnvelopeError: not UTF-8, not JSON, NaN, a key twice in one object."""
     try:
-        return json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
     except EnvelopeError:
         raise
     except UnicodeDecodeError as error:
@@ -294,6 +295,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise EnvelopeError(Reason.UNDECODABLE, f"the body has the key {twice!r:.60} twice in one object")
     return result
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise EnvelopeError(Reason.UNDECODABLE, f"the body has the number {text:.60}, which is too large")
+    return value
 
 
 def _no_constant(name: str) -> Any:

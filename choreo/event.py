@@ -112,8 +112,18 @@ class Event(BaseModel):
         if name.startswith("_"):
             super().__setattr__(name, value)
             return
-        raise EventMutated(
-            f"{type(self).__name__}.{name} was assigned, but an event is a fact and does not change",
+        raise self._mutated(name, "assigned")
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse, as for an assignment."""
+        if name.startswith("_"):
+            super().__delattr__(name)
+            return
+        raise self._mutated(name, "deleted")
+
+    def _mutated(self, name: str, how: str) -> EventMutated:
+        return EventMutated(
+            f"{type(self).__name__}.{name} was {how}, but an event is a fact and does not change",
             f"make a new one: event.model_copy(update={{{name!r}: ...}})",
         )
 
@@ -145,7 +155,9 @@ def _check_topic(topic: object, where: str) -> None:
 
 def _upcasts(cls: type[Event], version: int, where: str) -> Mapping[int, Upcast]:
     found: dict[int, Upcast] = {}
-    for name, value in vars(cls).items():
+    # Those of abstract bases count too; those of another event lift the bodies of that one.
+    bases = [base for base in reversed(cls.__mro__) if getattr(base, "__choreo__", None) is None]
+    for name, value in (item for base in bases for item in vars(base).items()):
         if not isinstance(value, _Upcast):
             continue
         if not 1 <= value.from_version < version:

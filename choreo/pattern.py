@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import lru_cache
 from typing import Final
 
 PATTERN: Final = re.compile(r"([A-Za-z0-9_-]+|\*|#)(\.([A-Za-z0-9_-]+|\*|#))*")
 
 
+@lru_cache(maxsize=4096)
 def matches(pattern: str, topic: str) -> bool:
-    """Say whether a queue bound with `pattern` receives a message with the routing key `topic`."""
-    return overlap(pattern, topic)
+    """Say whether a queue bound with `pattern` receives a message with the routing key `topic`, as RabbitMQ would."""
+    return _meet(pattern.split("."), topic.split(".") if topic else [], literal=True)
 
 
-@cache
 def overlap(one: str, other: str) -> bool:
     """Say whether there is a topic that both patterns match."""
-    return _overlap(tuple(one.split(".")), tuple(other.split(".")))
+    return _meet(one.split("."), other.split("."), literal=False)
 
 
 def is_wildcard(pattern: str) -> bool:
@@ -25,10 +25,24 @@ def is_wildcard(pattern: str) -> bool:
     return "*" in pattern or "#" in pattern
 
 
-def _overlap(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    if not one or not other:
-        return all(word == "#" for word in one + other)
-    first, second = one[0], other[0]
-    if "#" in (first, second):
-        return _overlap(one[1:], other) or _overlap(one, other[1:])
-    return (first == second or "*" in (first, second)) and _overlap(one[1:], other[1:])
+def _meet(one: list[str], other: list[str], *, literal: bool) -> bool:
+    """Say whether some topic fits both; with `literal`, `other` is that topic.
+
+    Works from the ends backwards: `fits` says with which rest of `other` the words of `one` from here on can meet. The
+    cost is the product of the two lengths, whatever the pattern.
+    """
+    fits = [False] * len(other) + [True]
+    for place in range(len(other) - 1, -1, -1):  # `one` is used up: only `#` is left over well
+        fits[place] = fits[place + 1] and other[place] == "#" and not literal
+    for word in reversed(one):
+        below, fits = fits, [False] * (len(other) + 1)
+        for place in range(len(other), -1, -1):
+            theirs = other[place] if place < len(other) else None
+            many = theirs == "#" and not literal
+            if word == "#" or many:
+                # One of the two stands for no further word, or for one more.
+                fits[place] = below[place] or (theirs is not None and fits[place + 1])
+            elif theirs is not None:
+                same = word in (theirs, "*") or (theirs == "*" and not literal)
+                fits[place] = same and below[place + 1]
+    return fits[0]

@@ -72,7 +72,7 @@ def as_json(choreography: Choreography, namespace: str = "choreo") -> dict[str, 
 def _agent_lines(agent: Agent, names: Names) -> Iterator[str]:
     yield f"{agent.name}  {agent.description}".rstrip()
     for reaction in agent.reactions:
-        yield f"  {_taken(reaction)} -> {reaction.name} -> {_either(reaction.emits)}"
+        yield f"  {' | '.join(reaction.patterns)} -> {reaction.name} -> {_either(reaction.emits)}"
         if reaction.otherwise is not None:
             yield f"      otherwise: {_either(reaction.otherwise_emits)}"
         if reaction.compensates is not None:
@@ -81,12 +81,6 @@ def _agent_lines(agent: Agent, names: Names) -> Iterator[str]:
         bound = f", at most {reaction.max_hops} hops" if reaction.max_hops is not None else ""
         yield f"      timeout: {duration.text(reaction.timeout)}{bound}  ({reaction.where})"
     yield f"  dead letters: {names.dlq(agent.name)}"
-
-
-def _taken(reaction: Reaction) -> str:
-    bound = " | ".join(reaction.patterns)
-    named = " | ".join(reaction.consumes)
-    return f"{named} (of {bound})" if named and named != bound else bound
 
 
 def _either(events: Iterable[type[Event]]) -> str:

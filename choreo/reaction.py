@@ -212,7 +212,9 @@ def _returned(hints: Mapping[str, Any], what: str) -> tuple[type[Event], ...]:
     found: list[type[Event]] = []
     for each in _flattened(hints["return"]):
         if not _is_event(each):
-            raise DeclarationError(f"{what} returns {_shown(each)}", f"a reaction returns {_RETURNS}")
+            raise DeclarationError(
+                f"{what} returns {getattr(each, '__qualname__', each)}", f"a reaction returns {_RETURNS}"
+            )
         declaration(each)
         if each not in found:
             found.append(each)

@@ -118,12 +118,18 @@ def _instance(name: str, value: Any, kind: type[Any]) -> Any:
 
 
 def _exponential(first: Duration | None, ceiling: Duration | None) -> wait_base:
-    start, longest = _length("first", first, "1s"), _length("ceiling", ceiling, "5m")
+    start, longest = _bounds(first, ceiling)
     if longest < start:
         raise DeclarationError(
-            f"Retry has ceiling={ceiling!r} below first={first!r}", "the ceiling is the longest delay"
+            f"Retry has ceiling={ceiling!r}, below its first delay of {duration.text(start)}",
+            "the ceiling is the longest delay",
         )
     return tenacity.wait_exponential_jitter(multiplier=start, max=longest, jitter=start)
+
+
+def _bounds(first: Duration | None, ceiling: Duration | None) -> tuple[float, float]:
+    start = _length("first", first, "1s")
+    return start, max(start, _length("ceiling", None, "5m")) if ceiling is None else _length("ceiling", ceiling, "5m")
 
 
 def _length(name: str, value: Duration | None, default: str) -> float:
@@ -151,7 +157,7 @@ def _describe(
     at_once = f", {immediate} at once" if immediate else ""
     if wait is not None:
         return f"{names}: {tries}{at_once}, {type(wait).__name__}"
-    start, longest = _length("first", first, "1s"), _length("ceiling", ceiling, "5m")
+    start, longest = _bounds(first, ceiling)
     return f"{names}: {tries}{at_once}, {duration.text(start)} doubling to {duration.text(longest)}"
 
 

@@ -23,7 +23,7 @@ def staying(broker: Broker, *, reloading: bool) -> str:
     exports = " ".join(f"{name}={value}" for name, value in broker.variables.items())
     mend = [
         ("edit agents/shipping.py", 'mend the bug: WEIGHT gets a "globe"; the agent starts anew'),
-        (f"{choreo()} dlq replay shipping", "and order 1010 goes on"),
+        (f"{choreo()} dlq replay shipping --yes", "and order 1010 goes on"),
     ]
     commands = _commands(
         (f"cd {Path.cwd()}", ""),

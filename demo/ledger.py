@@ -74,7 +74,7 @@ class Ledger:
         body = _body(envelope)
         story = self._stories.get(envelope.correlation_id)
         if story is None:
-            story = Story(str(body.get("order", envelope.correlation_id)))
+            story = Story(str(body.get("order", envelope.correlation_id[:8])))
             self._stories[envelope.correlation_id] = story
         story.saw(envelope, body)
         return story

@@ -1,5 +1,271 @@
-"""Placeholder until the room is there."""
+"""`choreo inspect`: how the agents, their queues and bindings stand, once or again and again."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from choreo.cli import output as out
+from choreo.cli.options import Output, OutputOption, Url
+
+if TYPE_CHECKING:
+    from choreo.agent import Agent
+    from choreo.rabbit.management import Management
+    from choreo.settings import Settings
+    from choreo.topology import Names
+    from choreo.transport import Session
+
+AGENTS = ("agent", "state", "ready", "consumers", "dead", "consumes", "emits", "retry")
+QUEUES = ("queue", "agent", "kind", "ready", "consumers", "state")
+BINDINGS = ("source", "pattern", "destination", "agent")
+_RATES = ("publish", "deliver", "ack")
 
 
-def inspect() -> None:
-    """Not there yet."""
+@dataclass(frozen=True)
+class Page:
+    """What one look has found: rows of a table, or one thing (`data`) and how it reads (`text`)."""
+
+    rows: Sequence[dict[str, Any]] = ()
+    columns: Sequence[str] = ()
+    empty: str = ""
+    data: dict[str, Any] | None = None
+    text: str = ""
+    notes: Sequence[str] = ()
+
+    def write(self, output: Output) -> None:
+        """Write it to stdout."""
+        if self.data is None:
+            rows = [_spoken(row) for row in self.rows] if output is Output.TEXT else self.rows
+            out.rows(rows, output, self.columns, self.empty)
+        else:
+            out.document(self.data, output, self.text)
+
+
+Look = Callable[["Session"], Awaitable[Page]]
+
+
+def inspect(
+    what: Annotated[
+        str, typer.Argument(metavar="[agents|queues|bindings|NAME]", help="What to look at; NAME is one agent.")
+    ] = "agents",
+    *,
+    everything: Annotated[
+        bool, typer.Option("--all", help="In tables, show empty delays and the delays' own bindings too.")
+    ] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again, until Ctrl-C.")] = False,
+    interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Between two looks of --watch.")] = "2s",
+    output: OutputOption = Output.TEXT,
+    url: Url = None,
+) -> None:
+    """Show how agents, queues or bindings stand, or everything about one agent. Works over AMQP alone.
+
+    With CHOREO_MANAGEMENT_URL, the broker's management API adds rates, memory, consumers, and what no agent of this
+    project declares.
+    """
+    from choreo.observe import logs
+    from choreo.settings import load
+    from choreo.topology import Names
+
+    settings = load(url=url)
+    logs.configure(settings.log_level, settings.log_format)  # agents that log while imported keep off the data
+    pause = _seconds(interval)
+    management = _management(settings)
+    agents = _agents(what, settings, may_be_none=management is not None)
+    names = Names(settings.namespace)
+    look = _look(what, agents, names, management, everything=everything or output is not Output.TEXT)
+    if not watch:
+        page = out.wait_for(_once(settings, look))
+        page.write(output)
+        for note in page.notes:
+            out.note(f"choreo: {note}")
+        return
+    with _screen(output) as show:
+        out.wait_for(_watch(settings, look, pause, show))
+
+
+def _seconds(interval: str) -> float:
+    from choreo import duration
+    from choreo.errors import UsageError
+
+    try:
+        pause = duration.seconds(interval)
+    except ValueError as error:
+        raise UsageError(f"--interval {interval!r}", str(error)) from None
+    if pause < 0.1:
+        raise UsageError(f"--interval {interval!r} is too short", "at least 100ms: each look asks the broker")
+    return pause
+
+
+def _management(settings: Settings) -> Management | None:
+    if settings.management_url is None:
+        return None
+    from choreo.rabbit.management import Management
+
+    return Management(settings.management_url.get_secret_value(), settings.brokers()[0].vhost)
+
+
+def _agents(what: str, settings: Settings, *, may_be_none: bool) -> list[Agent]:
+    from choreo import loader
+
+    folder = settings.agents_folder
+    if what not in ("agents", "queues", "bindings"):
+        return [loader.load(what, folder)]
+    if may_be_none and not folder.is_dir():
+        out.note(f"choreo: there is no agents folder {folder}; showing what the broker has")
+        return []
+    return loader.load_all(folder)
+
+
+def _look(what: str, agents: Sequence[Agent], names: Names, management: Management | None, *, everything: bool) -> Look:
+    """Return how to look at `what`."""
+    from choreo.operate import queues
+
+    async def of_agents(session: Session) -> Page:
+        snapshot = await queues.look(session, agents, names, management)
+        rows = [queues.overview(agent, snapshot) for agent in agents]
+        return Page(rows, AGENTS, "no agents", notes=snapshot.notes)
+
+    async def of_queues(session: Session) -> Page:
+        snapshot = await queues.look(session, agents, names, management)
+        rows = [row for row in snapshot.rows() if everything or row["kind"] != "delay" or row["ready"]]
+        return Page(rows, QUEUES + (queues.DETAILS if snapshot.detailed else ()), "no queues", notes=snapshot.notes)
+
+    async def of_bindings(session: Session) -> Page:  # noqa: ARG001 - they follow from the agents; see queues.bindings
+        rows, notes = await queues.bindings(agents, names, management)
+        if not everything:
+            rows = [row for row in rows if row["source"] in (names.events, names.dead)]
+        told = ("on_broker", "declared") if management is not None and not notes else ()
+        return Page(rows, BINDINGS + told, "no bindings", notes=notes)
+
+    async def of_one(session: Session) -> Page:
+        data, notes = await queues.portrait(session, agents[0], names, management)
+        return Page(data=data, text=_portrait(data), notes=notes)
+
+    return {"agents": of_agents, "queues": of_queues, "bindings": of_bindings}.get(what, of_one)
+
+
+async def _connect(settings: Settings) -> Session:
+    from choreo.rabbit.session import connect
+
+    return await connect(settings.brokers(), name="choreo inspect")
+
+
+async def _once(settings: Settings, look: Look) -> Page:
+    session = await _connect(settings)
+    try:
+        return await look(session)
+    finally:
+        await session.close()
+
+
+async def _watch(settings: Settings, look: Look, pause: float, show: Callable[[Page], None]) -> None:
+    """Look every `pause` seconds until cancelled. A broker that was there once is waited for."""
+    import asyncio
+
+    from choreo.errors import BrokerUnreachable
+
+    session: Session | None = await _connect(settings)
+    try:
+        while True:
+            try:
+                session = session or await _connect(settings)
+                show(await look(session))
+            except BrokerUnreachable as error:
+                show(Page(empty="…", notes=[f"{error.message}; trying again"]))
+            if session is not None and session.lost.done():
+                await session.close()
+                session = None
+            await asyncio.sleep(pause)
+    finally:
+        if session is not None:
+            await session.close()
+
+
+@contextmanager
+def _screen(output: Output) -> Iterator[Callable[[Page], None]]:
+    """Return how to show one page after the other: in place on a terminal, else as blocks or lines with their time."""
+    if output is Output.TEXT and sys.stdout.isatty():
+        from rich.live import Live
+        from rich.text import Text
+
+        with Live(auto_refresh=False, vertical_overflow="crop") as live:
+
+            def refresh(page: Page) -> None:
+                lines = [f"{_now()}  {'; '.join(page.notes)}", "", _plain(page)]
+                live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
+
+            yield refresh
+        return
+    said: list[Sequence[str]] = [()]
+
+    def write(page: Page) -> None:
+        if page.notes != said[-1]:
+            said.append(page.notes)
+            out.note("\n".join(f"choreo: {note}" for note in page.notes))
+        if output is Output.TEXT:
+            typer.echo(f"{_now()}\n{_plain(page)}\n")
+            return
+        time = {"time": datetime.now().astimezone().isoformat()}
+        data = None if page.data is None else time | page.data
+        replace(page, rows=[time | row for row in page.rows], data=data).write(output)
+
+    yield write
+
+
+def _plain(page: Page) -> str:
+    """Return a page as text in plain columns."""
+    if page.data is None and not page.rows:
+        return page.empty
+    with redirect_stdout(io.StringIO()) as text:
+        page.write(Output.TEXT)
+    return text.getvalue().rstrip()
+
+
+def _spoken(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {True: "yes", False: "no"}[value] if isinstance(value, bool) else value for name, value in row.items()
+    }
+
+
+def _now() -> str:
+    return datetime.now().astimezone().strftime("%H:%M:%S")
+
+
+def _portrait(data: dict[str, Any]) -> str:
+    """Return everything about one agent, for people."""
+    from choreo import duration
+
+    lines = [f"{data['agent']}  {data['where']}", *filter(None, [data["description"]]), ""]
+    for row in data["queues"]:
+        figures = (f"{row[name]} {name}" for name in ("ready", "unacked", "consumers") if row.get(name) is not None)
+        rates = (f"{row[f'{name}_rate']:g} {name}/s" for name in _RATES if row.get(f"{name}_rate") is not None)
+        lines.append(f"{row['kind']:<8}  {', '.join([row['queue'], row['state'], *figures, *rates])}")
+    for each in data.get("consumer_details", ()):
+        state = {True: "active", False: "inactive", None: ""}[each["active"]]
+        lines.append(f"consumer  {each['user']} from {each['address']}, prefetch {each['prefetch']} {state}".rstrip())
+    lines += [
+        f"retry     {data['retry']}",
+        f"timeout   {duration.text(data['timeout'])}",
+        f"max hops  {data['max_hops']}",
+    ]
+    for each in data["reactions"]:
+        lines += ["", f"{each['reaction']}  {each['where']}"]
+        fields = {
+            "takes": ", ".join(each["consumes"]),
+            "emits": ", ".join(each["emits"]) or "nothing",
+            "compensates": each["compensates"],
+            "retry": each["retry"],
+            "otherwise": each["otherwise"]
+            and f"{each['otherwise']} -> {', '.join(each['otherwise_emits']) or 'nothing'}",
+            "timeout": duration.text(each["timeout"]),
+            "max hops": each["max_hops"],
+        }
+        lines += [f"  {name:<11}  {value}" for name, value in fields.items() if value is not None]
+    return "\n".join(lines)

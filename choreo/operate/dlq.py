@@ -308,21 +308,22 @@ def everything(letter: Letter) -> dict[str, Any]:
 
 
 def readable(body: bytes) -> tuple[Any, bool]:
-    """Return a body as JSON values and True. One that is not strict JSON: as text, other bytes escaped, and False."""
+    """Return a body as JSON values and True. One that is not strict JSON: as text, other bytes escaped, and False.
+
+    So does JSON that cannot be written again: lone surrogates, numbers beyond what a float can be.
+    """
     try:
-        return json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_refuse), True
+        value = json.loads(body.decode(), object_pairs_hook=_unique)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return body.decode(errors="backslashreplace"), False
+    return value, True
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a key that stands there twice would be shown once")
     return dict(pairs)
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
 
 
 async def _nothing(_: Letter) -> None:

@@ -41,10 +41,10 @@ class Change:
                 f"--set {written!r:.80} is no field=value", "such as --set total=42.00 --set address.city=Berlin"
             )
         try:
-            value = strict_json(text.encode())
+            value = json.loads(text.encode(), parse_constant=str)
         except UnicodeEncodeError:
             raise UsageError(f"--set {field}: the value is not UTF-8") from None
-        except EnvelopeError:
+        except (ValueError, RecursionError):
             value = text
         return cls(path, value, text)
 

@@ -62,13 +62,13 @@ class QueueDetail:
 
 
 class Management:
-    """Asks the API at `url` about one virtual host.
+    """Asks the API at `url` about one virtual host, and waits at most `timeout` seconds for an answer.
 
     The user and password in the URL go along as HTTP basic authentication, directly and to that host only: proxies of
     the environment are passed by, and a redirect is not followed. Raises InvalidUrl.
     """
 
-    def __init__(self, url: str, vhost: str) -> None:
+    def __init__(self, url: str, vhost: str, *, timeout: float = TIMEOUT) -> None:
         try:
             parts = urlsplit(url)
         except ValueError:
@@ -78,6 +78,7 @@ class Management:
         login, _, self._place = parts.netloc.rpartition("@")
         self._base = f"{parts.scheme}://{self._place}{parts.path.rstrip('/')}/api"
         self._vhost = quote(vhost, safe="")
+        self._timeout = timeout
         self._headers = {"Accept": "application/json"}
         if login:
             user, _, password = login.partition(":")
@@ -118,11 +119,11 @@ class Management:
             page += 1
 
     def _get(self, path: str) -> Any:
-        """Return the JSON at `path`. Blocks for at most about TIMEOUT seconds; raises _NoAnswerError only."""
-        deadline = time.monotonic() + TIMEOUT
+        """Return the JSON at `path`. Blocks for at most about twice the timeout; raises _NoAnswerError only."""
+        deadline = time.monotonic() + self._timeout
         try:
             request = urllib.request.Request(f"{self._base}/{path}", headers=self._headers)  # noqa: S310 - see settings
-            with self._opener.open(request, timeout=TIMEOUT) as answer:
+            with self._opener.open(request, timeout=self._timeout) as answer:
                 return json.loads(_read(answer, deadline))
         except urllib.error.HTTPError as error:
             with error:

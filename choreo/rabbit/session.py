@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import aio_pika
@@ -22,6 +23,7 @@ from choreo.broker_url import BrokerUrl
 from choreo.envelope import Message
 from choreo.errors import BrokerUnreachable, ChoreoError, ConfigurationError
 from choreo.rabbit import translate
+from choreo.rabbit.wire import Properties
 from choreo.topology import Topology
 from choreo.transport import (
     Confirmed,
@@ -36,8 +38,6 @@ from choreo.transport import (
 
 RPC_TIMEOUT: Final = 30.0  # seconds that a declaration may take; a busy cluster elects a quorum queue's leader slowly
 CLOSE_TIMEOUT: Final = 3.0  # seconds for the goodbye; a broker that is gone does not answer it
-
-_PERSISTENT: Final = 2
 
 T = TypeVar("T")
 
@@ -98,6 +98,7 @@ class RabbitSession:
         self._closing = False
         self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._count = 0
+        self._left: set[AbstractChannel] = set()  # channels that we close ourselves: the session goes on without them
         self.lost: asyncio.Future[ChoreoError] = asyncio.get_running_loop().create_future()
         properties = _underlay(consuming).server_properties
         self.server = Server(str(properties.get("product", "unknown")), str(properties.get("version", "unknown")))
@@ -132,7 +133,7 @@ class RabbitSession:
     async def consume(self, queue: str, *, prefetch: int, on_delivery: OnDelivery) -> RabbitConsumer:
         """Subscribe to `queue` on a channel of its own."""
         channel = await self._channel(self._consuming)
-        consumer = RabbitConsumer(channel, queue, on_delivery)
+        consumer = RabbitConsumer(channel, queue, on_delivery, leave=self._left.add)
         channel.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
         await _rpc(channel.basic_qos(prefetch_count=prefetch))
         await consumer.start()
@@ -188,7 +189,7 @@ class RabbitSession:
                 message.body,
                 exchange=exchange,
                 routing_key=routing_key,
-                properties=_properties(message),
+                properties=Properties(message),
                 mandatory=mandatory,
             )
         except amqp.PublishError as error:
@@ -215,13 +216,16 @@ class RabbitSession:
         except Exception as error:
             raise translate.lost(error) from error
         if watch:
-            channel.closing.add_done_callback(self._on_channel_closed)
+            channel.closing.add_done_callback(partial(self._on_channel_closed, channel))
         return channel
 
     def _on_connection_closed(self, _: Any, error: BaseException | None = None) -> None:
         self._end(translate.lost(error))
 
-    def _on_channel_closed(self, closing: asyncio.Future[Any]) -> None:
+    def _on_channel_closed(self, channel: AbstractChannel, closing: asyncio.Future[Any]) -> None:
+        if channel in self._left:
+            self._left.discard(channel)
+            return
         self._end(translate.lost(None if closing.cancelled() else closing.exception()))
 
     def _on_consumer_cancelled(self, _: commands.Basic.Cancel) -> None:
@@ -235,10 +239,17 @@ class RabbitSession:
 class RabbitConsumer:
     """A subscription on a channel of its own."""
 
-    def __init__(self, channel: AbstractChannel, queue: str, on_delivery: OnDelivery) -> None:
+    def __init__(
+        self,
+        channel: AbstractChannel,
+        queue: str,
+        on_delivery: OnDelivery,
+        leave: Callable[[AbstractChannel], None],
+    ) -> None:
         self.queue = queue
         self._channel = channel
         self._on_delivery = on_delivery
+        self._leave = leave
         self._tag = ""
 
     async def start(self) -> None:
@@ -260,6 +271,7 @@ class RabbitConsumer:
 
     async def close(self) -> None:
         """Close the channel."""
+        self._leave(self._channel)
         await _quietly(self._channel.close())
 
     async def _arrived(self, message: DeliveredMessage) -> None:
@@ -291,22 +303,6 @@ def _message(delivered: DeliveredMessage) -> Message:
         reply_to=properties.reply_to,
         priority=properties.priority,
         timestamp=properties.timestamp,
-    )
-
-
-def _properties(message: Message) -> commands.Basic.Properties:
-    return commands.Basic.Properties(
-        content_type=message.content_type,
-        content_encoding=message.content_encoding,
-        headers=message.headers,
-        delivery_mode=_PERSISTENT,
-        priority=message.priority,
-        correlation_id=message.correlation_id,
-        reply_to=message.reply_to,
-        message_id=message.message_id,
-        timestamp=message.timestamp,
-        message_type=message.type,
-        app_id=message.app_id,
     )
 
 

@@ -122,13 +122,18 @@ class Courier:
         now = datetime.now(UTC)
         case.first_failure = case.first_failure or now
         elapsed = (now - case.first_failure).total_seconds()
-        match decide(case.reaction, error, attempt=case.tries, elapsed=elapsed):
+        try:
+            decision = decide(case.reaction, error, attempt=case.tries, elapsed=elapsed)
+        except Exception as second:  # noqa: BLE001 - a policy may hold predicates of the user's
+            second.__context__ = error
+            error, decision = second, DeadLetter(Reason.FAILED)
+        match decision:
             case TryNow():
-                self._log(case).warning("failed", error=repr(error), next="try again at once")
+                self._log(case).warning("failed", error=_shown(error), next="try again at once")
                 case.tries += 1
                 return await self._try(case)
             case TryLater(delay):
-                self._log(case).warning("failed", error=repr(error), next=f"try again in {delay} s")
+                self._log(case).warning("failed", error=_shown(error), next=f"try again in {delay} s")
                 await self._store(case, self.names.delay, return_key(self.agent.name, delay), self._retry(case))
                 self.counters.retried += 1
             case Otherwise():
@@ -258,7 +263,7 @@ class Courier:
             return None
         self.counters.handled += 1
         emitted = [declaration(event).topic for event in events]
-        self._log(case).warning("failed", error=repr(error), next="otherwise", emitted=emitted)
+        self._log(case).warning("failed", error=_shown(error), next="otherwise", emitted=emitted)
         return None
 
     def _retry(self, case: _Case) -> Message:
@@ -288,7 +293,7 @@ class Courier:
         )
         await self._store(case, self.names.dead, self.agent.name, letter)
         self.counters.dead += 1
-        self._log(case).warning("dead letter", reason=str(reason), error=repr(error))
+        self._log(case).warning("dead letter", reason=str(reason), error=_shown(error))
 
     async def _store(self, case: _Case, exchange: str, routing_key: str, message: Message) -> None:
         """Publish a retry or a dead letter until it is confirmed; the delivery stays unsettled as long as it is not."""
@@ -318,9 +323,20 @@ class Courier:
         return bound
 
 
+def _shown(error: BaseException) -> str:
+    try:
+        return repr(error)
+    except Exception:  # noqa: BLE001 - an exception's own __repr__ is the user's code too
+        return f"<{type(error).__name__}, whose repr fails>"
+
+
 def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    result = function(*arguments)
-    return list(result) if isinstance(result, Iterator) else result  # a generator does its work in the thread too
+    try:
+        result = function(*arguments)
+        return list(result) if isinstance(result, Iterator) else result  # a generator does its work in the thread too
+    except (StopIteration, GeneratorExit) as error:
+        # A future cannot carry these two: it would never be done, or end whoever awaits it.
+        raise RuntimeError(f"{function.__name__} raised {type(error).__name__}") from error
 
 
 def _require_stored(event: Event, result: Publication) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
@@ -13,13 +15,14 @@ import structlog
 import tenacity
 
 from choreo.agent import Agent
-from choreo.errors import BrokerUnreachable, ChoreoError, ConfigurationError
+from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.runtime.delivery import Counters, Courier
 from choreo.settings import Settings
 from choreo.topology import Names, Topology
 from choreo.transport import Connect, Consumer, Delivery, Session
 
 _BACKOFF: Final = tenacity.wait_exponential_jitter(multiplier=0.2, exp_base=1.5, max=30, jitter=0.2)
+_SHORT_LIFE: Final = 10.0  # seconds
 
 _logger = structlog.get_logger()
 
@@ -100,50 +103,42 @@ class Worker:
         return drained
 
     async def _consume_until_stopped(self) -> bool:
-        session = await self._first_session()
-        while session is not None:
-            consumers: list[Consumer] = []
-            try:
-                await session.declare(self._topology)
-                consumers = [await self._consume(session, agent) for agent in self.agents]
-                self._change(State.CONSUMING, f"consuming from {', '.join(each.queue for each in consumers)}")
-                await self._first_of(self._stop, session.lost)
-            except ChoreoError as error:
-                if self.state is State.STARTING:
-                    await session.close()
-                    raise
-                self._lost(session, error)
+        # At the start: patient for `wait` seconds if nobody answers, not at all with a refusal. Later a refusal may be
+        # mended too, and is waited out like everything else.
+        only_unreachable = tenacity.retry_if_exception_type(BrokerUnreachable)
+        live = await self._connected(only_unreachable, tenacity.stop_after_delay(self._settings.wait))
+        short_lives = 0
+        while live is not None:
+            session, consumers = live
+            began = time.monotonic()
+            self._change(State.CONSUMING, f"consuming from {', '.join(each.queue for each in consumers)}")
+            await self._first_of(self._stop, session.lost)
             if self._stop.is_set():
                 return await self._drain(session, consumers)
-            if session.lost.done():
-                self._lost(session, session.lost.result())
+            self._lost(session)
             await session.close()
-            session = await self._next_session()
-        return True
+            # A session that is lost again as soon as it is there must not become a storm of connections.
+            short_lives = short_lives + 1 if time.monotonic() - began < _SHORT_LIFE else 0
+            await self._sleep(min(0.1 * 2**short_lives, 1.0) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            live = await self._connected(tenacity.retry_if_exception_type(ChoreoError), tenacity.stop_never)
+        return await self._drain(None, [])
 
-    async def _first_session(self) -> Session | None:
-        """Connect, patiently for `wait` seconds if nobody answers, and not at all patiently with a refusal."""
-        policy = tenacity.retry_if_exception_type(BrokerUnreachable)
-        return await self._connected(policy, tenacity.stop_after_delay(self._settings.wait))
-
-    async def _next_session(self) -> Session | None:
-        """Connect again, however long it takes; a refusal may be mended too. None: stopped meanwhile."""
-        return await self._connected(tenacity.retry_if_exception_type(ChoreoError), tenacity.stop_never)
-
-    async def _connected(self, retry: Any, stop: Any) -> Session | None:
+    async def _connected(self, retry: Any, stop: Any) -> tuple[Session, list[Consumer]] | None:
+        """Connect, declare and consume, again and again as `retry` and `stop` allow. None: stopped meanwhile."""
         tries = tenacity.AsyncRetrying(
-            retry=retry,
-            stop=stop,
-            wait=_BACKOFF,
-            reraise=True,
-            sleep=self._sleep,
-            before_sleep=self._not_connected,
+            retry=retry, stop=stop, wait=_BACKOFF, reraise=True, sleep=self._sleep, before_sleep=self._not_connected
         )
         async for attempt in tries:
             if self._stop.is_set():
                 return None
             with attempt:
-                return await self._connect()
+                session = await self._connect()
+                try:
+                    await session.declare(self._topology)
+                    return session, [await self._consume(session, agent) for agent in self.agents]
+                except BaseException:
+                    await session.close()
+                    raise
         return None
 
     async def _sleep(self, seconds: float) -> None:
@@ -157,14 +152,14 @@ class Worker:
             self._change(State.WAITING, f"{message} (attempt {state.attempt_number})")
         _logger.warning("not connected", error=message, attempt=state.attempt_number, next_try_in=round(pause, 1))
 
-    def _lost(self, session: Session, error: ChoreoError) -> None:
+    def _lost(self, session: Session) -> None:
         """Note that the session is gone: what arrived on it and has not begun will arrive again."""
         for arrived in self._arrived.values():
             while not arrived.empty():
                 arrived.get_nowait()
+        error = session.lost.result()
         self._change(State.WAITING, error.message)
-        level = "error" if isinstance(error, ConfigurationError) else "warning"
-        getattr(_logger, level)("session lost", error=str(error), server=session.server.version)
+        _logger.warning("session lost", error=str(error), server=session.server.version)
 
     async def _consume(self, session: Session, agent: Agent) -> Consumer:
         arrived = self._arrived[agent.name]
@@ -191,7 +186,7 @@ class Worker:
                 # and the broker gives it to another worker when this session ends.
                 _logger.exception("delivery failed inside choreo", agent=agent)
 
-    async def _drain(self, session: Session, consumers: Sequence[Consumer]) -> bool:
+    async def _drain(self, session: Session | None, consumers: Sequence[Consumer]) -> bool:
         self._change(State.DRAINING, f"draining for at most {self._settings.drain:g} s")
         await asyncio.gather(*(consumer.cancel() for consumer in consumers))
         for arrived in self._arrived.values():
@@ -201,10 +196,12 @@ class Worker:
             for _ in self._drainers:
                 arrived.put_nowait(None)
         finished = asyncio.gather(*self._drainers)
-        await self._first_of(finished, self._abort, session.lost, timeout=self._settings.drain)
+        ends = (finished, self._abort, session.lost) if session is not None else (finished, self._abort)
+        await self._first_of(*ends, timeout=self._settings.drain)
         drained = finished.done()
         await self._end_drainers()
-        await session.close()
+        if session is not None:
+            await session.close()
         return drained
 
     async def _end_drainers(self) -> None:

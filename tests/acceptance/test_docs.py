@@ -84,7 +84,9 @@ def test_the_page_works_as_written(
             reader.console(block)
 
 
-def test_the_picture_in_readme_is_the_one_that_choreo_draws(choreo: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_the_picture_in_readme_is_the_one_that_choreo_draws(
+    choreo: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
     """README shows what `choreo graph -f mermaid` prints for agents/; if not: copy it there."""
     drawn = choreo("graph", "-f", "mermaid", cwd=ROOT)
     assert drawn.returncode == 0, drawn.stderr

@@ -16,7 +16,6 @@ import aio_pika
 from choreo.rabbit.node import Node
 from tests.benchmarks.contenders.order import body
 
-HERE = Path(__file__).parent / "contenders"
 CONTENDERS = ("choreo", "aio_pika", "faststream")
 WORKLOADS = {"consume": 10_000, "hop": 4_000, "publish": 10_000}
 ROUNDS = 3
@@ -26,7 +25,12 @@ NAMESPACE = "bench"
 def main() -> None:
     """Run everything, and print a table per workload."""
     with tempfile.TemporaryDirectory(prefix="choreo-bench-") as folder, Node.start(Path(folder)) as node:
-        environment = {**os.environ, "CHOREO_URL": node.url, "CHOREO_NAMESPACE": NAMESPACE, "PYTHONPATH": os.getcwd()}
+        environment = {
+            **os.environ,
+            "CHOREO_URL": node.url,
+            "CHOREO_NAMESPACE": NAMESPACE,
+            "PYTHONPATH": str(Path.cwd()),
+        }
         _run("choreo", "declare", 0, environment)
         for workload, events in WORKLOADS.items():
             results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
@@ -38,7 +42,7 @@ def main() -> None:
 
 
 def _run(name: str, workload: str, events: int, environment: dict[str, str]) -> dict[str, float]:
-    command = [sys.executable, str(HERE / f"with_{name}.py"), workload, str(events), NAMESPACE]
+    command = [sys.executable, "-m", f"tests.benchmarks.contenders.with_{name}", workload, str(events), NAMESPACE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode != 0:
         sys.exit(f"{name} {workload} ended with {done.returncode}:\n{done.stderr[-2000:]}")
@@ -66,7 +70,7 @@ def _show(workload: str, results: dict[str, list[dict[str, float]]]) -> None:
         rate = statistics.median(rates[name])
         cpu = statistics.median(run["cpu"] / run["events"] for run in runs) * 1e6
         spread = f"{min(rates[name]):,.0f} to {max(rates[name]):,.0f}"
-        print(f"  {name:<12} {rate:>8,.0f}/s  ({spread:<18})  {cpu:>6.0f} µs  ×{ours / rate:.2f}", flush=True)
+        print(f"  {name:<12} {rate:>8,.0f}/s  ({spread:<18})  {cpu:>6.0f} µs  {ours / rate:.2f}x", flush=True)
 
 
 if __name__ == "__main__":

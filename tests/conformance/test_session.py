@@ -194,11 +194,33 @@ async def test_many_publishes_in_flight_are_all_confirmed(session: Session, box:
 
 
 async def test_publish_to_a_missing_exchange_is_never_confirmed(session: Session, box: Box, namespace: str) -> None:
-    """The broker closes the channel for it: the answer is unknown, and the session says that it is lost, and why."""
-    result = await session.publish(Message(b"x"), exchange=f"{namespace}.missing", routing_key="here", timeout=5)
-    assert isinstance(result, Unknown)
+    """The broker closes the channel for it, so the session says that it is lost, and why. Alone in flight the publish
+    is known to be refused; of several nobody can tell which one it was, and all are unknown."""
+    missing = f"{namespace}.missing"
+    result = await session.publish(Message(b"x"), exchange=missing, routing_key="here", timeout=5)
+    assert isinstance(result, Refused)
+    assert missing in result.detail
     async with asyncio.timeout(5):
-        assert f"{namespace}.missing" in str(await session.lost)
+        assert missing in str(await session.lost)
+
+
+async def test_publishes_beside_one_to_a_missing_exchange_are_not_refused(
+    open_session: Open, session: Session, box: Box, namespace: str
+) -> None:
+    """The channel ends under all that are in flight: none of them is reported as stored or refused when it is not."""
+    exchanges = [box.exchange, f"{namespace}.missing", box.exchange]
+    results = await asyncio.gather(
+        *(
+            session.publish(Message(b"x", message_id=f"{number}"), exchange=each, routing_key="here", timeout=5)
+            for number, each in enumerate(exchanges)
+        )
+    )
+    assert {type(each) for each in results} <= {Confirmed, Unknown}
+    assert isinstance(results[1], Unknown)
+    other = await open_session()
+    found = await other.stats(box.queue)
+    assert found is not None
+    assert found.ready >= sum(isinstance(each, Confirmed) for each in results)
 
 
 async def test_publish_on_a_closed_session_is_unknown(session: Session, box: Box) -> None:

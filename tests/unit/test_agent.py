@@ -135,14 +135,14 @@ def test_events_find_their_reaction_by_topic() -> None:
 
 
 def test_a_pattern_over_a_union_reaches_only_its_events() -> None:
-    """What the pattern lets in but the union does not name has no reaction."""
+    """The queue is bound to the topics of the union: what else the pattern matches never arrives."""
 
     def both(event: Shipped | Failed) -> None:
         raise NotImplementedError
 
     agent = Agent("payment")
     agent.on("test-agent.*")(both)
-    assert agent.reactions[0].patterns == ("test-agent.*",)
+    assert agent.reactions[0].patterns == ("test-agent.shipped", "test-agent.failed")
     assert agent.reactions[0].consumes == {"test-agent.shipped": Shipped, "test-agent.failed": Failed}
     assert agent.reaction_to("test-agent.failed") is agent.reactions[0]
     assert agent.reaction_to("test-agent.paid") is None
@@ -255,7 +255,12 @@ def test_a_bad_timeout_is_refused(timeout: Any) -> None:
         assert error.message == f"reaction 'charge' of agent payment has timeout={timeout!r}"
 
 
-@pytest.mark.parametrize("max_hops", [0, -1, 1.5, "8", True, 10**7])
+def test_the_bounds_of_a_bound_are_allowed() -> None:
+    """One hop is the least, a million the most."""
+    assert [Agent("payment", max_hops=each).max_hops for each in (1, 10**6)] == [1, 10**6]
+
+
+@pytest.mark.parametrize("max_hops", [0, -1, 1.5, "8", True, 10**6 + 1])
 def test_a_bad_bound_is_refused(max_hops: Any) -> None:
     """A bound of hops is a whole number from 1, for the agent and for a reaction."""
     assert f"max_hops={max_hops!r}" in refused(lambda: Agent("payment", max_hops=max_hops)).message

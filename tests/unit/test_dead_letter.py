@@ -104,6 +104,22 @@ def test_long_errors_are_bounded() -> None:
     assert read.traceback.rstrip().endswith("end")
 
 
+def test_what_is_short_enough_is_whole() -> None:
+    """A text of just the allowed length is not touched, and an error that was never raised has no traceback."""
+    read = dead_letter.read(letter(error=BankDown("x" * MAX_ERROR)), agent="payment")
+    assert read.error == "x" * MAX_ERROR
+    assert read.traceback is None
+
+
+@pytest.mark.parametrize(
+    "death", [[], {}, "crashed", [7], [{}], [{"routing-keys": []}], [{"routing-keys": 7}], [{"routing-keys": [""]}]]
+)
+def test_an_x_death_of_another_shape_tells_nothing(death: Any) -> None:
+    """What a broker would not write is not read; the message's type still says its topic."""
+    read = dead_letter.read(Message(b"", {"x-death": death}, message_id="", type="order.placed"), agent="payment")
+    assert (read.id, read.topic, read.reason) == (None, "order.placed", "unknown")
+
+
 @pytest.mark.parametrize("error", [Mute(), BankDown("\udcff\ud800"), BankDown("\x00")])
 def test_whatever_the_error_is_the_letter_can_be_sent(error: Exception) -> None:
     """An exception whose text cannot be had, or is no UTF-8, must not keep its message from its dead letter."""

@@ -64,6 +64,18 @@ def test_an_event_gets_no_further_fields() -> None:
         Ended().more = 1
 
 
+def test_what_is_private_to_the_class_may_change() -> None:
+    """A private attribute is no part of the fact, a cached figure for example."""
+
+    class Caching(Event):
+        _sum: int = 0
+
+    event = Caching()
+    event._sum = 3
+    assert event._sum == 3
+    assert event.model_dump() == {}
+
+
 def test_the_way_out_of_a_mutation_works() -> None:
     """A copy with the change is a new event, the old one stays."""
     event = Counted(total=1, unit="piece", by="me")

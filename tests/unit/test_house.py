@@ -25,9 +25,7 @@ every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.re
 def test_imports_go_only_downward() -> None:
     """The contracts of import-linter hold: the floors, and AMQP only in `rabbit`."""
     program = "from importlinter.cli import lint_imports as lint; exit(lint(no_cache=True, no_logo=True))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -35,9 +33,7 @@ def test_every_third_party_import_is_declared() -> None:
     """What choreo imports stands in pyproject.toml, instead of coming along with something else by luck."""
     imported = {name for path in FILES for name in imports(path)} - set(sys.stdlib_module_names) - {"choreo"}
     providers = packages_distributions()
-    undeclared = {
-        name for name in imported if not declared() & {normal(d) for d in providers.get(name, [name])}
-    }
+    undeclared = {name for name in imported if not declared() & {normal(d) for d in providers.get(name, [name])}}
     assert not undeclared
 
 
@@ -53,9 +49,7 @@ def test_the_map_of_the_house_shows_every_room() -> None:
     rooms = {path.stem for path in HOUSE.glob("[!_]*.py")} | {
         f"{path.parent.name}/" for path in HOUSE.glob("*/__init__.py")
     }
-    table = [
-        line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if re.match(r"\| \d \|", line)
-    ]
+    table = [line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if re.match(r"\| \d \|", line)]
     assert rooms == {room for line in table for room in re.findall(r"`([a-z_]+/?)`", line.split("|")[2])}
 
 
@@ -105,9 +99,7 @@ def declared() -> set[str]:
     """Return the distributions that pyproject.toml declares, the extras included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
-    return {
-        normal(re.split(r"[^A-Za-z0-9._-]", each, maxsplit=1)[0]) for each in project["dependencies"] + extras
-    }
+    return {normal(re.split(r"[^A-Za-z0-9._-]", each, maxsplit=1)[0]) for each in project["dependencies"] + extras}
 
 
 def normal(distribution: str) -> str:

@@ -225,6 +225,7 @@ def test_otherwise_takes_the_event_and_the_error() -> None:
     [
         (Declined, "is not a function", "def f(event, error: Exception)"),
         (function(placed=Placed, returns=Declined), "one parameter", "(event, error: Exception)"),
+        (function(placed=Placed, error=Exception, more=int, returns=Declined), "has the parameters", "takes one event"),
         (function(paid=Paid, error=Exception, returns=Declined), "does not take Placed", "widen"),
         (function(placed=Placed, error=Exception, returns="X"), "no return annotation", "what it emits"),
         (function(placed="X", error=Exception, returns=Declined), "'placed' is not annotated", "annotate it"),

@@ -108,6 +108,13 @@ def test_a_delay_is_one_that_the_broker_has(wait: float, expected: int) -> None:
     assert Retry(on=Unreachable, wait=tenacity.wait_fixed(wait)).delay(Unreachable(), 1, 0) == expected
 
 
+def test_the_longest_delay_is_what_the_ladder_adds_up_to() -> None:
+    """Twenty levels of 2^n seconds; a policy may go as far."""
+    assert sum(2**level for level in range(20)) == LONGEST_DELAY
+    policy = Retry(on=Unreachable, first=LONGEST_DELAY, ceiling=LONGEST_DELAY)
+    assert policy.delay(Unreachable(), 1, 0) == LONGEST_DELAY
+
+
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [

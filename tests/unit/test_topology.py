@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from choreo import pattern
 from choreo.agent import Agent
 from choreo.envelope import Envelope
+from choreo.errors import DeclarationError
 from choreo.event import MAX_TOPIC, Event
 from choreo.retry import LONGEST_DELAY
 from choreo.topology import (
@@ -75,7 +76,7 @@ class Broker:
     """Routes as RabbitMQ does, as far as this topology needs: topic and direct exchanges, expiry into an exchange."""
 
     def __init__(self, topology: Topology) -> None:
-        self.types = {each.name: each.type for each in topology.exchanges}
+        self.exchanges = {each.name: each for each in topology.exchanges}
         self.queues = {each.name: each for each in topology.queues}
         self.bindings: dict[str, list[Binding]] = defaultdict(list)
         for binding in topology.bindings:
@@ -84,11 +85,20 @@ class Broker:
     def route(self, exchange: str, key: str) -> set[str]:
         """Return the queues that a message published to `exchange` with `key` is stored in."""
         found: set[str] = set()
-        for binding in self.bindings[exchange]:
-            if self._matches(exchange, binding.pattern, key):
-                # By whichever ways a message comes to a queue, it is stored there once.
-                found |= {binding.destination} if binding.to == "queue" else self.route(binding.destination, key)
+        declared = self.exchanges[exchange]
+        matching = [each for each in self.bindings[exchange] if self._matches(exchange, each.pattern, key)]
+        if not matching and declared.alternate is not None:
+            return self.route(declared.alternate, key)
+        for binding in matching:
+            # By whichever ways a message comes to a queue, it is stored there once.
+            found |= {binding.destination} if binding.to == "queue" else self.route(binding.destination, key)
         return found
+
+    def delete(self, queue: str) -> None:
+        """Delete a queue, and with it its bindings."""
+        del self.queues[queue]
+        for source, bindings in self.bindings.items():
+            self.bindings[source] = [each for each in bindings if each.destination != queue]
 
     def travel(self, key: str) -> tuple[list[str], set[str]]:
         """Return the levels that a message on the ladder with `key` waits in, in order, and where it arrives."""
@@ -103,7 +113,7 @@ class Broker:
         return waited, at
 
     def _matches(self, exchange: str, bound: str, key: str) -> bool:
-        return pattern.matches(bound, key) if self.types[exchange] == "topic" else bound == key
+        return pattern.matches(bound, key) if self.exchanges[exchange].type == "topic" else bound == key
 
 
 BROKER = Broker(TOPOLOGY)
@@ -138,6 +148,20 @@ def test_a_scheduled_event_reaches_everyone_who_listens(seconds: int) -> None:
         assert waited == levels(seconds)
         assert arrived == BROKER.route(NAMES.events, topic)
         assert NAMES.queue("audit") in arrived
+
+
+@given(seconds=seconds_of_the_ladder)
+def test_a_delay_whose_destination_was_deleted_meanwhile_ends_in_a_dead_letter_queue(seconds: int) -> None:
+    """An agent's queue is deleted, or its binding, while messages wait: they do not stand at the end of the ladder,
+    where a few of them would hold up those of all other agents."""
+    broker = Broker(TOPOLOGY)
+    broker.delete(NAMES.queue("payment"))
+    broker.delete(NAMES.queue("audit"))
+    assert broker.travel(return_key("payment", seconds)) == (levels(seconds), {NAMES.dlq("payment")})
+    assert broker.travel(return_key("shop_payment", seconds)) == (levels(seconds), {NAMES.queue("shop_payment")})
+    assert broker.travel(schedule_key("unheard.of", seconds)) == (levels(seconds), {NAMES.unclaimed})
+    placed = broker.travel(schedule_key("test-topology.placed", seconds))
+    assert placed == (levels(seconds), {NAMES.queue("shop_payment")})
 
 
 @pytest.mark.parametrize("seconds", [0, 1, 5, 2**LEVELS - 1])
@@ -205,9 +229,17 @@ def test_no_agent_name_collides_with_the_topologys_own(name: str) -> None:
     other.on("test-topology.*")(audit)
     topology = Topology.of([agent, other])
     queues = [each.name for each in topology.queues]
-    assert len(queues) == LEVELS + 4 == len(set(queues))
+    assert len(set(queues)) == len(queues)
     assert Broker(topology).travel(return_key(name, 5)) == (levels(5), {NAMES.queue(name)})
     assert Broker(topology).travel(return_key("payment", 5)) == (levels(5), {NAMES.queue("payment")})
+
+
+def test_agents_cannot_be_called_as_a_queue_that_all_share() -> None:
+    """Such a name is refused when the agent is declared, not by the broker when it starts."""
+    shared = [each.name.removeprefix("choreo.") for each in TOPOLOGY.queues if each.agent is None]
+    for name in shared:
+        with pytest.raises(DeclarationError):
+            Agent(name)
 
 
 def test_the_same_agents_make_the_same_topology() -> None:
@@ -285,7 +317,7 @@ def test_topic_of_an_arrival(exchange: str, key: str, topic: str | None) -> None
 
 def test_every_pattern_on_the_return_way_has_its_words_counted() -> None:
     """No binding that leads to an agent begins with `#`: it would match longer keys, such as another agent's."""
-    ways = [each for each in TOPOLOGY.bindings if each.source in (NAMES.retry, NAMES.delay)]
+    ways = [each for each in TOPOLOGY.bindings if each.source in (NAMES.retry, NAMES.delay, NAMES.unclaimed)]
     assert ways
     for binding, position in product(ways, range(LEVELS)):
         assert binding.pattern.split(".")[position] == "*"

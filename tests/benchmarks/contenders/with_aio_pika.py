@@ -7,7 +7,8 @@ import asyncio
 import aio_pika
 import uvloop
 from aio_pika.abc import AbstractIncomingMessage
-from order import PREFETCH, WINDOW, Clock, Order, arguments, body
+
+from tests.benchmarks.contenders.order import PREFETCH, WINDOW, Clock, Order, arguments, body
 
 workload, events, url, namespace = arguments()
 

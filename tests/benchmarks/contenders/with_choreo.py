@@ -7,13 +7,13 @@ from decimal import Decimal
 from functools import partial
 
 import uvloop
-from order import PREFETCH, WINDOW, Clock, arguments, fields
 
 import choreo
 from choreo.observe import logs
 from choreo.rabbit import session
 from choreo.runtime.worker import Worker
 from choreo.settings import load
+from tests.benchmarks.contenders.order import PREFETCH, WINDOW, Clock, arguments, fields
 
 workload, events, url, namespace = arguments()
 logs.configure("warning", "json")

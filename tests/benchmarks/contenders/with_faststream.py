@@ -7,7 +7,8 @@ import logging
 
 import uvloop
 from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitQueue
-from order import PREFETCH, WINDOW, Clock, Order, arguments, fields
+
+from tests.benchmarks.contenders.order import PREFETCH, WINDOW, Clock, Order, arguments, fields
 
 workload, events, url, namespace = arguments()
 broker = RabbitBroker(url, default_channel=Channel(prefetch_count=PREFETCH), logger=None, log_level=logging.ERROR)
