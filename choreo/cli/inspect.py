@@ -30,7 +30,7 @@ _RATES = ("publish", "deliver", "ack")
 
 @dataclass(frozen=True)
 class Page:
-    """What one look has found: rows of a table, or one thing (`data`) and how it reads (`text`)."""
+    """What a look has found: rows of a table, or one thing (`data`) and how it reads (`text`); `failed`: nothing."""
 
     rows: Sequence[dict[str, Any]] = ()
     columns: Sequence[str] = ()
@@ -38,6 +38,7 @@ class Page:
     data: dict[str, Any] | None = None
     text: str = ""
     notes: Sequence[str] = ()
+    failed: bool = False
 
     def write(self, output: Output) -> None:
         """Write it to stdout."""
@@ -178,7 +179,7 @@ async def _watch(settings: Settings, look: Look, pause: float, show: Callable[[P
                 session = session or await _connect(settings)
                 show(await look(session))
             except BrokerUnreachable as error:
-                show(Page(empty="…", notes=[f"{error.message}; trying again"]))
+                show(Page(notes=[f"{error.message}; trying again"], failed=True))
             if session is not None and session.lost.done():
                 await session.close()
                 session = None
@@ -203,18 +204,19 @@ def _screen(output: Output) -> Iterator[Callable[[Page], None]]:
 
             yield refresh
         return
-    said: list[Sequence[str]] = [()]
+    said: Sequence[str] = ()
 
     def write(page: Page) -> None:
-        if page.notes != said[-1]:
-            said.append(page.notes)
-            out.note("\n".join(f"choreo: {note}" for note in page.notes))
+        nonlocal said
+        for note in page.notes if page.notes != said else ():
+            out.note(f"choreo: {note}")
+        said = page.notes
         if output is Output.TEXT:
             typer.echo(f"{_now()}\n{_plain(page)}\n")
-            return
-        time = {"time": datetime.now().astimezone().isoformat()}
-        data = None if page.data is None else time | page.data
-        replace(page, rows=[time | row for row in page.rows], data=data).write(output)
+        elif not page.failed:
+            time = {"time": datetime.now().astimezone().isoformat()}
+            data = None if page.data is None else time | page.data
+            replace(page, rows=[time | row for row in page.rows], data=data).write(output)
 
     yield write
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,9 @@ class Letter:
     facts: DeadLetter
     delivery: Delivery
     hand: Hand
+
+
+Act = Callable[[Letter], Awaitable[str | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,8 @@ class Repair:
             reasons.append(self.ended.message)
         why = "; ".join(reasons) or "somebody else holds them"
         if self.done:
-            text = f"{self.done} of {self.wanted} {done}, the rest is still there: {why}"
+            rest = "the rest is" if self.done < self.wanted else "the last ones may be"
+            text = f"{self.done} of {self.wanted} {done}, {rest} still there: {why}"
             raise PartlyDone(text, "what is done stays done; choreo dlq list shows the rest")
         if self.failures:
             raise PublishFailed(f"nothing {done}: {why}", "everything is still there; look at choreo inspect queues")
@@ -184,7 +189,7 @@ class DeadLetterQueue:
 
     async def _repair(
         self,
-        act: Callable[[Letter], Awaitable[str | None]],
+        act: Act,
         at_once: int,
         limit: int | None,
         ids: Sequence[str],
@@ -195,46 +200,54 @@ class DeadLetterQueue:
         """Settle the letters for which `act` returns no reason against it."""
         stats = await self.stats()
         repair = Repair(wanted=stats.ready if limit is None else min(limit, stats.ready))
-        async with Hands(self._session, self.queue, stats.consumers) as hands:
-            if ids:
-                search = _Search(self.agent, at_once, ids, bodies=bodies)
-                await hands.search(stats.ready, at_once, search.see, search.found)
-                repair.wanted, repair.missing = len(set(ids)), tuple(search.wanted)
-                await self._settle(hands, search.letters, act, repair, progress)
-            while not ids and repair.ended is None and hands.taken < repair.wanted:
-                search = _Search(self.agent, min(at_once, repair.wanted - hands.taken), bodies=bodies)
-                await hands.take(search.limit, search.see)
-                await self._settle(hands, search.letters, act, repair, progress)
-                await hands.close_empty()
-                if len(search.letters) < search.limit:
-                    break
-        if self._session.lost.done() and repair.ended is None:
+        try:
+            async with Hands(self._session, self.queue, stats.consumers) as hands:
+                if ids:
+                    search = _Search(self.agent, at_once, ids, bodies=bodies)
+                    repair.wanted = len(search.wanted)
+                    await hands.search(stats.ready, at_once, search.see, search.found)
+                    repair.missing = tuple(search.wanted)
+                    await self._settle(hands, search.letters, act, repair, progress)
+                while not ids and repair.ended is None and hands.taken < repair.wanted:
+                    search = _Search(self.agent, min(at_once, repair.wanted - hands.taken), bodies=bodies)
+                    await hands.take(search.limit, search.see)
+                    await self._settle(hands, search.letters, act, repair, progress)
+                    await hands.close_empty()
+                    if len(search.letters) < search.limit:
+                        break
+        except ChoreoError as error:
+            repair.ended = error
+        if self._session.lost.done():
             repair.ended = self._session.lost.result()
         return repair
 
     async def _settle(
-        self,
-        hands: Hands,
-        letters: Iterable[Letter],
-        act: Callable[[Letter], Awaitable[str | None]],
-        repair: Repair,
-        progress: Progress,
+        self, hands: Hands, letters: Iterable[Letter], act: Act, repair: Repair, progress: Progress
     ) -> None:
         for letter in letters:
             if self._session.lost.done():
                 # The broker has taken back everything that is held: to go on would be to do it twice.
                 repair.ended = self._session.lost.result()
                 return
-            reason = await act(letter)
-            if reason is None:
-                await hands.settle(letter.hand, letter.delivery)
-                repair.done += 1
-                progress()
-                continue
-            repair.failures.append(Failure(letter.facts.id, letter.facts.topic, reason))
+            one = asyncio.ensure_future(self._settle_one(hands, letter, act, repair, progress))
+            try:
+                await asyncio.shield(one)
+            except asyncio.CancelledError:
+                await one  # whoever interrupts this leaves no letter half done
+                raise
             if len(repair.failures) == GIVE_UP:
                 repair.ended = PublishFailed(f"given up after {GIVE_UP} failures")
                 return
+
+    @staticmethod
+    async def _settle_one(hands: Hands, letter: Letter, act: Act, repair: Repair, progress: Progress) -> None:
+        reason = await act(letter)
+        if reason is not None:
+            repair.failures.append(Failure(letter.facts.id, letter.facts.topic, reason))
+            return
+        await hands.settle(letter.hand, letter.delivery)
+        repair.done += 1
+        progress()
 
 
 class _Search:

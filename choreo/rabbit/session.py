@@ -23,6 +23,7 @@ from choreo.broker_url import BrokerUrl
 from choreo.envelope import Message
 from choreo.errors import BrokerUnreachable, ChoreoError, ConfigurationError
 from choreo.rabbit import translate
+from choreo.rabbit.acknowledgements import Acknowledgements
 from choreo.rabbit.wire import Properties
 from choreo.topology import Topology
 from choreo.transport import (
@@ -95,7 +96,7 @@ class RabbitSession:
     def __init__(self, consuming: aio_pika.Connection, publishing: aio_pika.Connection) -> None:
         self._consuming = consuming
         self._publishing = publishing
-        self._closing = False
+        self._consumers: list[RabbitConsumer] = []
         self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._count = 0
         self._left: set[AbstractChannel] = set()  # channels that we close ourselves: the session goes on without them
@@ -137,6 +138,7 @@ class RabbitSession:
         channel.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
         await _rpc(channel.basic_qos(prefetch_count=prefetch))
         await consumer.start()
+        self._consumers.append(consumer)
         return consumer
 
     async def publish(
@@ -171,8 +173,8 @@ class RabbitSession:
         return QueueStats(queue, found.message_count or 0, found.consumer_count or 0)
 
     async def close(self) -> None:
-        """Say goodbye on both connections."""
-        self._closing = True
+        """Say goodbye, first on the channels: what is acknowledged goes out before the answer to that comes in."""
+        await asyncio.gather(*(consumer.close() for consumer in self._consumers))
         await asyncio.gather(_quietly(self._consuming.close()), _quietly(self._publishing.close()))
         self._end(BrokerUnreachable("the session was closed"))
 
@@ -250,6 +252,8 @@ class RabbitConsumer:
         self._channel = channel
         self._on_delivery = on_delivery
         self._leave = leave
+        self._acknowledgements = Acknowledgements()
+        self._writing: asyncio.Task[None] | None = None
         self._tag = ""
 
     async def start(self) -> None:
@@ -258,11 +262,23 @@ class RabbitConsumer:
         self._tag = reply.consumer_tag or ""
 
     async def acknowledge(self, delivery: Delivery) -> None:
-        """Acknowledge, unless the channel is gone: then the broker has taken the delivery back already."""
-        await _if_open(self._channel.basic_ack(delivery.tag, wait=False))
+        """Acknowledge, with all others of this turn of the loop.
+
+        If the channel is gone, nothing happens: the broker has taken the delivery back already.
+        """
+        self._acknowledgements.add(delivery.tag)
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        while frames := self._acknowledgements.frames():
+            for tag, multiple in frames:
+                await _if_open(self._channel.basic_ack(tag, multiple=multiple, wait=False))
+        self._writing = None
 
     async def requeue(self, delivery: Delivery) -> None:
         """Give back with basic.nack, which from RabbitMQ 4.3 on does not count towards the delivery limit."""
+        self._acknowledgements.settled(delivery.tag)
         await _if_open(self._channel.basic_nack(delivery.tag, requeue=True, wait=False))
 
     async def cancel(self) -> None:
@@ -271,8 +287,11 @@ class RabbitConsumer:
 
     async def close(self) -> None:
         """Close the channel."""
-        self._leave(self._channel)
-        await _quietly(self._channel.close())
+        if not self._channel.is_closed:
+            if self._writing is not None:
+                await self._writing
+            self._leave(self._channel)
+            await _quietly(self._channel.close())
 
     async def _arrived(self, message: DeliveredMessage) -> None:
         frame = message.delivery

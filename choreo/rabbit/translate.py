@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from typing import Final
@@ -69,11 +70,14 @@ def declaring(error: BaseException) -> ChoreoError:
     found = _INEQUIVALENT.search(text)
     if found is not None:
         kind, name = found["kind"], found["name"]
+        # rabbitmqctl deletes queues, but no exchanges.
+        delete = (
+            f"empty it and rabbitmqctl delete_queue {name}" if kind == "queue" else "delete it in the management UI"
+        )
         return TopologyMismatch(
             f"{kind} {name!r} exists on the broker with {found['argument']} = {found['current']},"
             f" choreo declares {found['received']}",
-            f"empty and delete that {kind} (rabbitmqctl delete_{kind} {name}), then start again; or keep it and use"
-            " another namespace (CHOREO_NAMESPACE)",
+            f"{delete}, then start again; or keep it and use another namespace (CHOREO_NAMESPACE)",
         )
     if isinstance(error, amqp.ChannelAccessRefused):
         return AccessRefused(
@@ -91,6 +95,10 @@ def declaring(error: BaseException) -> ChoreoError:
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, amqp.AMQPConnectionError) and len(error.args) == 2 and isinstance(error.args[1], str):
-        return error.args[1]
+    if isinstance(error, amqp.AMQPConnectionError) and len(error.args) == 2:
+        code, text = error.args
+        if isinstance(code, int) and code > 0 and not isinstance(error.__cause__, ssl.SSLError):
+            return os.strerror(code)  # asyncio and uvloop word it each in their way
+        if isinstance(text, str):
+            return text
     return str(error) or type(error).__name__

@@ -206,6 +206,8 @@ class Worker:
 
     async def _end_drainers(self) -> None:
         """Cancel what still runs; each hands its delivery back."""
+        for courier in self._couriers.values():
+            courier.ending.set()
         for task in self._drainers:
             task.cancel()
         await asyncio.gather(*self._drainers, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""`choreo dlq` against a real node: what is seen, that looking leaves everything as it was, and that nothing is lost."""
+"""`choreo dlq` against a real node: what is seen, that looking leaves all as it was, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -115,7 +114,7 @@ class Desk:
         session, taken = await self.open(), list[Delivery]()
         try:
             count = (await self.stats(queue)).ready
-            consumer = await session.consume(queue, prefetch=0, on_delivery=taken.append)
+            consumer = await session.consume(queue, prefetch=max(count, 1), on_delivery=taken.append)
             await eventually(lambda: len(taken) >= count, what=f"{count} messages from {queue}")
             await consumer.cancel()
             for delivery in taken:
@@ -225,7 +224,7 @@ def test_failed_delivery_is_explained_and_replayed_to_its_agent_alone(
 ):
     """From the failure to the mended agent: the dead letter tells all of it, and the replay reaches nobody else."""
     running = start_choreo("run", "--all", env=env)
-    running.wait_for('"consuming"' if False else "consuming")
+    running.wait_for("consuming")
     sent = choreo("publish", "order.placed", '{"order": "1001"}', "-o", "jsonl", "--correlation-id", "c-7", env=env)
     event_id = json.loads(sent.stdout)["id"]
 
@@ -305,12 +304,12 @@ async def test_letter_that_is_no_event_is_shown_and_steers_no_terminal(desk: Des
         "a",
         Message(b"\xff\x1b[2J", headers={"choreo-dead-error": "a\x1b[31mb", "odd": b"\xfe"}, content_type="text/plain"),
     )
-    for arguments in (("list", "a"), ("show", "a")):
-        done = await dlq(*arguments)
+    listed, shown = await dlq("list", "a"), await dlq("show", "a")
+    for done in (listed, shown):
         assert done.returncode == 0
         assert "a\\x1b[31mb" in done.stdout
         assert "\x1b" not in done.stdout
-    assert "\\xff\\x1b[2J" in done.stdout
+    assert "\\xff\\x1b[2J" in shown.stdout
     (row,) = rows(await dlq("show", "a", "-o", "json"))
     assert (row["body"], row["is_json"], row["size"]) == ("\\xff\x1b[2J", False, 5)
     assert (row["id"] is None) or row["id"]
@@ -485,30 +484,36 @@ async def test_replay_without_the_agents_queue_changes_nothing(desk: Desk, node:
     assert first["error"] == "number 1"
 
 
-async def test_connection_that_is_lost_during_a_replay_loses_nothing(desk: Desk, node: Node, vhost: str):
-    """What was done is said; a letter is in one of the two queues, at most one of them in both."""
+@pytest.mark.parametrize("which", ["both", "the consuming one"])
+async def test_connection_that_is_lost_during_a_replay_loses_nothing(desk: Desk, node: Node, vhost: str, which: str):
+    """What was done is said; a letter is in one of the two queues, hardly any of them in both."""
     url = desk.url + vhost
     session = await connect(BrokerUrl.parse_all(url), name="test")
     await session.declare(Topology.of([taker("a")], desk.names.namespace))
     here = Desk(session, desk.names, url)
-    count = 2000
+    count, done = 95, 0
     await here.bury(*range(count))
-    cut = threading.Thread(
-        target=node.ctl, args=("close_all_connections", "--vhost", vhost, "cut by a test"), daemon=True
-    )
-    done = 0
+
+    def cut() -> None:
+        if which == "both":
+            node.ctl("close_all_connections", "--vhost", vhost, "cut by a test")
+            return
+        lines = node.ctl("list_connections", "pid", "vhost", "user_provided_name").splitlines()
+        found = [line.split("\t") for line in lines]
+        (pid,) = [pid for pid, place, name in found if place == vhost and name == "test (consuming)"]
+        node.ctl("close_connection", pid, "cut by a test")
 
     def progress() -> None:
         nonlocal done
         done += 1
         if done == 20:
-            cut.start()
+            cut()
 
     repair = await desk.letters(session).replay(progress=progress)
-    await asyncio.to_thread(cut.join)
     await session.close()
     assert repair.done == done
-    assert 0 < done < count, "it was cut in the middle"
+    assert 20 <= done < 30
+    assert len(repair.failures) <= 1, "nothing is tried any more once the session is lost"
     with pytest.raises(PartlyDone) as caught:
         repair.check("replayed")
     assert f"{done} of {count} replayed" in caught.value.message
@@ -518,7 +523,7 @@ async def test_connection_that_is_lost_during_a_replay_loses_nothing(desk: Desk,
 
 
 async def test_replay_that_is_killed_loses_nothing(desk: Desk, start_choreo: Start, env: dict[str, str]):
-    """kill -9: a letter is in one of the two queues, at most one of them in both."""
+    """kill -9: a letter is in one of the two queues, hardly any of them in both."""
     count = 2000
     await desk.bury(*range(count))
     running = start_choreo("dlq", "replay", "a", "--yes", env=env)
@@ -543,13 +548,13 @@ async def _nothing_is_lost(desk: Desk, count: int) -> None:
     replayed, left = await desk.ids(desk.queue), await desk.ids(desk.dlq)
     assert set(replayed) | set(left) == set(ids(range(count)))
     assert left == ids(range(count))[count - len(left) :], "those that stayed are in their order"
-    # The acknowledgements that were on their way are lost with the connection: as many as the broker was busy with.
-    assert len(set(replayed) & set(left)) <= 100
+    # An acknowledgement that was on its way is lost with the connection; the broker may be busy with several.
+    assert len(set(replayed) & set(left)) <= 40
     assert max(Counter(replayed).values()) == 1
 
 
 async def test_interrupted_replay_says_how_far_it_came(desk: Desk, start_choreo: Start, env: dict[str, str]):
-    """Ctrl-C ends it with 130; what is done is done, the rest is there."""
+    """Ctrl-C ends it with 130; the letter that it was busy with is done, the rest is there."""
     count = 3000
     await desk.bury(*range(count))
     running = start_choreo("dlq", "replay", "a", "--yes", env=env)
@@ -560,8 +565,10 @@ async def test_interrupted_replay_says_how_far_it_came(desk: Desk, start_choreo:
     await eventually(begun)
     running.send(signal.SIGINT)
     assert running.wait() == 130
-    assert "interrupted" in running.wait_for("replayed, the rest is still there")
-    await _nothing_is_lost(desk, count)
+    said = running.wait_for("replayed, the rest is still there")
+    replayed = int(said.removeprefix("choreo: interrupted; ").split()[0])
+    assert await desk.ids(desk.queue) == ids(range(replayed))
+    assert await desk.ids(desk.dlq) == ids(range(replayed, count))
 
 
 async def test_letter_that_the_broker_wrote_is_read_and_replayed(desk: Desk, dlq):

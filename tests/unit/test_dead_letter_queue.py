@@ -85,6 +85,12 @@ FAILED = Failure("id-1", "order.placed", "nacked")
             3,
             "4 of 9 replayed, the rest is still there: gone",
         ),
+        (
+            Repair(9, 9, ended=BrokerUnreachable("gone")),
+            PartlyDone,
+            3,
+            "9 of 9 replayed, the last ones may be still there",
+        ),
         (Repair(9, 4), PartlyDone, 3, "somebody else holds them"),
         (Repair(1, 0, [FAILED]), PublishFailed, 1, "nothing replayed: id-1 (order.placed): nacked"),
         (Repair(9, 0, ended=BrokerUnreachable("gone")), BrokerUnreachable, 69, "gone"),

@@ -29,7 +29,7 @@ def seen() -> None:
 
 if workload != "publish":
 
-    @broker.subscriber(RabbitQueue(f"{namespace}.bench", declare=False))
+    @broker.subscriber(RabbitQueue(f"{namespace}.bench", declare=False))  # type: ignore[untyped-decorator]
     async def consume(placed: Order) -> None:
         if workload == "hop":
             await broker.publish({"order": placed.order}, exchange=exchange, routing_key="order.seen", persist=True)
