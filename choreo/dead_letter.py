@@ -63,6 +63,8 @@ def write(
         "code-version": code_version,
     }
     letter = _without_notes(message.forwarded({envelope.TOPIC: topic}))
+    if envelope.header_bytes(letter.headers) > envelope.MAX_HEADER_BYTES:
+        letter.headers, notes["dropped-headers"] = _affordable(letter.headers)
     letter.headers[envelope.FIRST_FAILURE] = (first_failure or now).isoformat()
     letter.headers.update({_PREFIX + name: value for name, value in notes.items() if value is not None})
     return letter
@@ -101,6 +103,19 @@ def revived(message: Message, letter: DeadLetter) -> Message:
     """Return `message` as it was before it died, to be delivered again to the agent that failed, as its first try."""
     again = message.forwarded({envelope.TOPIC: letter.topic}, without=(envelope.ATTEMPT, envelope.FIRST_FAILURE))
     return _without_notes(again)
+
+
+def _affordable(headers: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Return as many headers as there is room for, the small ones first, and the names of the others."""
+    kept: dict[str, Any] = {}
+    room = envelope.MAX_HEADER_BYTES
+    for name, value in sorted(headers.items(), key=lambda item: envelope.header_bytes(dict([item]))):
+        room -= envelope.header_bytes({name: value})
+        if room < 0:
+            break
+        kept[name] = value
+    dropped = ", ".join(name for name in headers if name not in kept)
+    return kept, dropped if len(dropped) <= MAX_ERROR else dropped[: MAX_ERROR - 1] + "…"
 
 
 def _without_notes(message: Message) -> Message:

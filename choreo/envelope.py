@@ -25,6 +25,8 @@ from choreo.event import Declaration, Event, declaration
 
 MAX_BODY: Final = 1024 * 1024  # bytes
 MAX_HEADERS: Final = 128  # entries
+# Bytes of all headers. They travel in one frame, of 128 KiB by default, and a dead letter needs room for its notes.
+MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_TEXT: Final = 512  # characters of an id or another single header that choreo reads
 
 # Headers that choreo writes and reads, named here and nowhere else.
@@ -160,6 +162,8 @@ def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> 
     headers = message.headers
     if len(headers) > MAX_HEADERS:
         raise EnvelopeError(Reason.HEADERS, f"the message has {len(headers)} headers, at most {MAX_HEADERS} are read")
+    if (size := header_bytes(headers)) > MAX_HEADER_BYTES:
+        raise EnvelopeError(Reason.HEADERS, f"the headers have about {size} bytes, at most {MAX_HEADER_BYTES} are read")
     event_id = _text(headers, "id", message.message_id) or new_id()
     return Envelope(
         id=event_id,
@@ -246,6 +250,23 @@ def enclose(
         app_id=source,
         timestamp=now,
     )
+
+
+def header_bytes(headers: Mapping[str, Any]) -> int:
+    """Return about how many bytes `headers` take on the wire."""
+    size, rest = 0, [*headers.items()]
+    while rest:
+        name, value = rest.pop()
+        size += len(name) + 6
+        if isinstance(value, str | bytes | bytearray):
+            size += len(value)
+        elif isinstance(value, Mapping):
+            rest.extend(value.items())
+        elif isinstance(value, list):
+            rest.extend(("", each) for each in value)
+        else:
+            size += 8
+    return size
 
 
 def new_id() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
@@ -330,6 +331,30 @@ async def test_acknowledged_before_close_is_acknowledged(open_session: Open, ses
         await consumer.acknowledge(delivery)
     await session.close()
     await eventually(lambda: box.holds(other, ready=1, consumers=0))
+
+
+async def test_each_delivery_is_settled_as_was_said_of_it(open_session: Open, session: Session, box: Box) -> None:
+    """Of a thousand deliveries, settled by many at once and in no order, the acknowledged ones are gone and exactly the
+    others come again."""
+    await asyncio.gather(*(box.fill(session, b"%d" % n) for n in range(1_000)))
+    consumer = await box.consume(session, prefetch=1_000)
+    await eventually(partial(box.has, 1_000))
+    await consumer.cancel()
+    chance = random.Random(1)
+    deliveries, back = chance.sample(box.got, 1_000), set(chance.sample(box.bodies, 300))
+
+    def settle(delivery: Delivery) -> Awaitable[None]:
+        return (consumer.requeue if delivery.message.body in back else consumer.acknowledge)(delivery)
+
+    for start in range(0, 1_000, 250):
+        await asyncio.gather(*map(settle, deliveries[start : start + 250]))
+    await session.close()
+    other = await open_session()
+    await eventually(lambda: box.holds(other, ready=300, consumers=0))
+    box.got.clear()
+    await box.consume(other, prefetch=1_000)
+    await eventually(partial(box.has, 300))
+    assert set(box.bodies) == back
 
 
 async def test_settling_after_the_end_does_nothing(open_session: Open, session: Session, box: Box) -> None:

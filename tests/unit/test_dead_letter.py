@@ -191,3 +191,18 @@ def test_a_revived_message_is_as_it_was_before_it_died() -> None:
     assert (living.body, living.correlation_id) == (b"{}", "c")
     assert open_envelope(living, "order.placed").attempt == 1
     assert open_envelope(living, "order.placed").first_failure is None
+
+
+def test_headers_that_leave_no_room_are_dropped_by_name() -> None:
+    """The notes must fit into the one frame that headers have: the largest headers go, and the letter says which."""
+    message = Message(b"{}", {"small": 1, "huge": "x" * 120_000, "choreo-correlation": "c"})
+    letter = dead_letter.write(
+        message, topic="a.b", agent="a", reason="headers", error=ValueError("too large"), **NOTHING_ELSE
+    )
+    assert "huge" not in letter.headers
+    assert (letter.headers["small"], letter.headers["choreo-correlation"]) == (1, "c")
+    assert letter.headers["choreo-dead-dropped-headers"] == "huge"
+    assert message.headers["huge"]
+
+
+NOTHING_ELSE: dict[str, Any] = {"reaction": None, "attempts": 1, "first_failure": None, "code_version": None}

@@ -514,3 +514,11 @@ def test_forwarding_leaves_out_what_the_broker_added() -> None:
     assert forwarded.headers == {"x-tenant": "t", "CC-region": "eu", "BCCode": 1, "choreo-attempt": 1}
     assert (forwarded.body, forwarded.message_id, forwarded.priority) == (BODY, "m", 5)
     assert message.headers == brokers | users
+
+
+@pytest.mark.parametrize("value", ["x" * 70_000, [{"a": "x" * 35_000}, {"b": "x" * 35_000}]])
+def test_headers_are_bounded_in_bytes(value: object) -> None:
+    """Headers travel in one frame; more than 64 KiB of them are a dead letter, also when they are nested."""
+    error = failure(Message(BODY, {"large": value}))
+    assert error.reason == Reason.HEADERS
+    assert "65536" in error.message
