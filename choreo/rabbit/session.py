@@ -23,7 +23,7 @@ from choreo.broker_url import BrokerUrl
 from choreo.envelope import Message
 from choreo.errors import BrokerUnreachable, ChoreoError, ConfigurationError
 from choreo.rabbit import translate
-from choreo.rabbit.acknowledgements import Acknowledgements
+from choreo.rabbit.settlements import Settlements
 from choreo.rabbit.wire import Properties
 from choreo.topology import Topology
 from choreo.transport import (
@@ -252,7 +252,7 @@ class RabbitConsumer:
         self._channel = channel
         self._on_delivery = on_delivery
         self._leave = leave
-        self._acknowledgements = Acknowledgements()
+        self._settlements = Settlements()
         self._writing: asyncio.Task[None] | None = None
         self._tag = ""
 
@@ -266,20 +266,13 @@ class RabbitConsumer:
 
         If the channel is gone, nothing happens: the broker has taken the delivery back already.
         """
-        self._acknowledgements.add(delivery.tag)
-        if self._writing is None:
-            self._writing = asyncio.create_task(self._write())
-
-    async def _write(self) -> None:
-        while frames := self._acknowledgements.frames():
-            for tag, multiple in frames:
-                await _if_open(self._channel.basic_ack(tag, multiple=multiple, wait=False))
-        self._writing = None
+        self._settlements.acknowledge(delivery.tag)
+        self._write_soon()
 
     async def requeue(self, delivery: Delivery) -> None:
         """Give back with basic.nack, which from RabbitMQ 4.3 on does not count towards the delivery limit."""
-        self._acknowledgements.settled(delivery.tag)
-        await _if_open(self._channel.basic_nack(delivery.tag, requeue=True, wait=False))
+        self._settlements.give_back(delivery.tag)
+        self._write_soon()
 
     async def cancel(self) -> None:
         """Stop receiving."""
@@ -292,6 +285,19 @@ class RabbitConsumer:
                 await self._writing
             self._leave(self._channel)
             await _quietly(self._channel.close())
+
+    def _write_soon(self) -> None:
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        while frames := self._settlements.frames():
+            for tag, multiple, back in frames:
+                if back:
+                    await _if_open(self._channel.basic_nack(tag, requeue=True, wait=False))
+                else:
+                    await _if_open(self._channel.basic_ack(tag, multiple=multiple, wait=False))
+        self._writing = None
 
     async def _arrived(self, message: DeliveredMessage) -> None:
         frame = message.delivery

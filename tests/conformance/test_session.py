@@ -333,28 +333,28 @@ async def test_acknowledged_before_close_is_acknowledged(open_session: Open, ses
     await eventually(lambda: box.holds(other, ready=1, consumers=0))
 
 
-async def test_each_delivery_is_settled_as_was_said_of_it(open_session: Open, session: Session, box: Box) -> None:
-    """Of a thousand deliveries, settled by many at once and in no order, the acknowledged ones are gone and exactly the
-    others come again."""
+@pytest.mark.parametrize("which", ["the first ones", "some"])
+async def test_each_delivery_is_settled_as_was_said_of_it(
+    open_session: Open, session: Session, box: Box, which: str
+) -> None:
+    """Of a thousand deliveries, settled all at once, the acknowledged ones are gone and exactly the others come again:
+    no acknowledgement covers one that is still on its way back."""
     await asyncio.gather(*(box.fill(session, b"%d" % n) for n in range(1_000)))
     consumer = await box.consume(session, prefetch=1_000)
     await eventually(partial(box.has, 1_000))
     await consumer.cancel()
-    chance = random.Random(1)
-    deliveries, back = chance.sample(box.got, 1_000), set(chance.sample(box.bodies, 300))
-
-    def settle(delivery: Delivery) -> Awaitable[None]:
-        return (consumer.requeue if delivery.message.body in back else consumer.acknowledge)(delivery)
-
-    for start in range(0, 1_000, 250):
-        await asyncio.gather(*map(settle, deliveries[start : start + 250]))
-    await session.close()
+    back = set(box.bodies[:300] if which == "the first ones" else random.Random(1).sample(box.bodies, 300))
+    await asyncio.gather(
+        *((consumer.requeue if each.message.body in back else consumer.acknowledge)(each) for each in box.got)
+    )
+    # The session stays open meanwhile: a broker forgets what a closed channel acknowledged and it has not got round to.
     other = await open_session()
-    await eventually(lambda: box.holds(other, ready=300, consumers=0))
     box.got.clear()
     await box.consume(other, prefetch=1_000)
-    await eventually(partial(box.has, 300))
-    assert set(box.bodies) == back
+    await eventually(lambda: len(box.got) >= 300, within=5, what="all that were given back coming again")
+    await session.close()
+    await eventually(lambda: box.holds(other, ready=0, consumers=1))
+    assert sorted(box.bodies) == sorted(back)
 
 
 async def test_settling_after_the_end_does_nothing(open_session: Open, session: Session, box: Box) -> None:

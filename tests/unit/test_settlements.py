@@ -1,0 +1,59 @@
+"""What is written for settled deliveries: exactly what was said of each, in as few frames as the gaps allow."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from choreo.rabbit.settlements import Frame, Settlements
+
+
+def test_a_run_is_one_frame() -> None:
+    """Tags without a gap go out as one frame with multiple, also when they were done in another order."""
+    settlements = Settlements()
+    for tag in (2, 1, 3):
+        settlements.acknowledge(tag)
+    assert settlements.frames() == [Frame(3, multiple=True)]
+    assert settlements.frames() == []
+
+
+def test_a_straggler_does_not_hold_up_the_others() -> None:
+    """What is done behind a gap goes out singly; when the gap closes, nothing is written twice."""
+    settlements = Settlements()
+    settlements.acknowledge(2)
+    settlements.acknowledge(3)
+    assert settlements.frames() == [Frame(2), Frame(3)]
+    settlements.acknowledge(1)
+    settlements.acknowledge(5)
+    assert settlements.frames() == [Frame(1, multiple=True), Frame(5)]
+
+
+def test_what_is_given_back_is_written_first() -> None:
+    """A frame with multiple speaks for every tag below it, so it must not overtake one that is given back."""
+    settlements = Settlements()
+    settlements.acknowledge(1)
+    settlements.acknowledge(3)
+    settlements.give_back(2)
+    assert settlements.frames() == [Frame(2, back=True), Frame(3, multiple=True)]
+
+
+@given(st.permutations(range(1, 16)), st.sets(st.integers(1, 15)), st.data())
+def test_the_broker_would_agree(order: list[int], back: set[int], data: st.DataObject) -> None:
+    """Played against a broker that knows what is unsettled: each tag ends as was said of it, and only once."""
+    settlements, unsettled = Settlements(), set(range(1, 16))
+    acknowledged: set[int] = set()
+    returned: set[int] = set()
+
+    def write() -> None:
+        for tag, multiple, to_queue in settlements.frames():
+            assert tag in unsettled
+            covered = unsettled & (set(range(1, tag + 1)) if multiple else {tag})
+            (returned if to_queue else acknowledged).update(covered)
+            unsettled.difference_update(covered)
+
+    for tag in order:
+        (settlements.give_back if tag in back else settlements.acknowledge)(tag)
+        if data.draw(st.booleans()):
+            write()
+    write()
+    assert (acknowledged, returned, unsettled) == (set(order) - back, back, set())
