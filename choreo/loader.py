@@ -33,6 +33,7 @@ _GRAMMAR: Final = (
     'a name is a lower-case letter, then up to 62 of a-z, 0-9, "_" and "-": payment; '
     "an agent elsewhere is package.module:attribute"
 )
+IMPORTING: Final = "while choreo imported"  # begins the note on an exception of the user's own module
 _OTHER_FOLDER: Final = "name another folder in [tool.choreo] agents of pyproject.toml, or in CHOREO_AGENTS"
 
 
@@ -136,7 +137,16 @@ def _import_file(file: Path) -> ModuleType:
     spec = importlib.util.find_spec(name)
     if spec is None or not _same(spec.origin, file):
         raise _taken(folder, name, spec.origin if spec else None)
-    return importlib.import_module(name)
+    return _imported(name)
+
+
+def _imported(name: str) -> ModuleType:
+    """Import a module of the user's. What it raises is raised on as it is, with a note of what was being imported."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        error.add_note(f"{IMPORTING} {name}")
+        raise
 
 
 def _from_reference(name: str, folder: Path) -> Agent:
@@ -186,7 +196,7 @@ def _entry_point(name: str) -> EntryPoint | None:
 def _import(name: str) -> ModuleType:
     """Import a module. Raises UnknownAgent if there is none; an import that fails inside it goes on."""
     try:
-        return importlib.import_module(name)
+        return _imported(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise

@@ -95,7 +95,7 @@ class Retry:
         return self._retry(_state(error, 1, 0.0))
 
     def describe(self) -> str:
-        """Return the policy in a line of words: "BankUnreachable: 5 tries, 1s doubling to 5m"."""
+        """Return the policy in a line of words: "BankUnreachable: 5 tries, 1s doubling to 5m, jittered"."""
         return self._text
 
 
@@ -158,7 +158,7 @@ def _describe(
     if wait is not None:
         return f"{names}: {tries}{at_once}, {type(wait).__name__}"
     start, longest = _bounds(first, ceiling)
-    return f"{names}: {tries}{at_once}, {duration.text(start)} doubling to {duration.text(longest)}"
+    return f"{names}: {tries}{at_once}, {duration.text(start)} doubling to {duration.text(longest)}, jittered"
 
 
 def _state(error: BaseException, attempt: int, elapsed: float) -> tenacity.RetryCallState:

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 from choreo.agent import Agent
 
 LEVELS: Final = 20
+UNCLAIMED: Final = "unclaimed"  # no agent has this name; `choreo dlq list unclaimed` shows what is addressed to nobody
 # Deliveries that end with the consumer's crash. The broker dead-letters a message beyond it; choreo counts its own
 # tries in a header, so this catches crash loops only.
 DELIVERY_LIMIT: Final = 20
@@ -67,7 +68,7 @@ class Names:
         self.dead = f"{namespace}.dead"
         self.retry = f"{namespace}.retry"
         self.delay = f"{namespace}.delay"
-        self.unclaimed = f"{namespace}.unclaimed"
+        self.unclaimed = f"{namespace}.unclaimed"  # the exchange; its queue is the dead-letter queue of that name
 
     def level(self, level: int) -> str:
         """Return the name of both the exchange and the queue of one level of the delay ladder."""
@@ -160,7 +161,7 @@ def _agent_bindings(agent: Agent, names: Names) -> Iterable[Binding]:
 
 
 def _shared_queues(names: Names) -> Iterable[Queue]:
-    yield Queue(names.unclaimed, "dlq", None, _KEEPING)
+    yield Queue(names.dlq(UNCLAIMED), "dlq", None, _KEEPING)
     for level in range(LEVELS):
         # No delivery limit counts here: nobody consumes from a delay.
         arguments = _quorum(_below(level, names), NO_LIMIT) | {"x-message-ttl": 1000 * 2**level}
@@ -168,7 +169,7 @@ def _shared_queues(names: Names) -> Iterable[Queue]:
 
 
 def _shared_bindings(names: Names) -> Iterable[Binding]:
-    yield Binding(names.unclaimed, names.unclaimed, _stars(LEVELS) + "event.#")
+    yield Binding(names.unclaimed, names.dlq(UNCLAIMED), _stars(LEVELS) + "event.#")
     for level in range(LEVELS):
         before = _stars(LEVELS - 1 - level)
         yield Binding(names.level(level), names.level(level), f"{before}1.#")

@@ -5,13 +5,17 @@ Rooms below are imported inside the commands, so that `choreo --help` does not w
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+import traceback
+from pathlib import Path
 
 import typer
 
+import choreo
 from choreo.cli import check, dlq, graph, inspect, publish, run
-from choreo.errors import ChoreoError
+from choreo.errors import ChoreoError, ConfigurationError
 
 app = typer.Typer(
     name="choreo",
@@ -62,3 +66,29 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        from choreo.loader import IMPORTING
+
+        note = next((each for each in getattr(error, "__notes__", ()) if each.startswith(IMPORTING)), None)
+        if note is None:
+            raise
+        typer.echo(_of_the_user(error), err=True, nl=False)
+        typer.echo(
+            f"choreo: {note.removeprefix(IMPORTING).strip()} cannot be imported: {type(error).__name__}", err=True
+        )
+        sys.exit(ConfigurationError.exit_code)
+
+
+def _of_the_user(error: Exception) -> str:
+    """Return the traceback of an error in a user's module, from that module on: the way there is not theirs."""
+    folders = [str(Path(each).parent) for each in (choreo.__file__, typer.__file__, importlib.__file__)]
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = (
+        number
+        for number, frame in enumerate(frames)
+        if not frame.filename.startswith((*folders, "<frozen")) and Path(frame.filename).exists()
+    )
+    found = traceback.TracebackException.from_exception(error)
+    found.stack = traceback.StackSummary.from_list(frames[next(theirs, len(frames)) :])
+    found.__notes__ = []
+    return "".join(found.format())

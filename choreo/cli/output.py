@@ -67,8 +67,13 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError(f"{question} Nobody can be asked here", "say --yes to go ahead")
-    if not typer.confirm(question, err=True):
-        raise typer.Exit(1)
+    try:
+        if typer.confirm(question, err=True):
+            return
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    note("nothing was done")
+    raise typer.Exit(1)
 
 
 def wait_for(work: Coroutine[Any, Any, T]) -> T:

@@ -81,7 +81,7 @@ def run(  # noqa: PLR0917 - typer makes an option of each
 
 def _agents(names: list[str], settings: Settings, *, everyone: bool) -> list[Agent]:
     from choreo import loader
-    from choreo.errors import UsageError
+    from choreo.errors import ConfigurationError, UsageError
 
     if bool(names) == everyone:
         raise UsageError(
@@ -89,7 +89,13 @@ def _agents(names: list[str], settings: Settings, *, everyone: bool) -> list[Age
             f"known in {settings.agents_folder}: {', '.join(loader.known(settings.agents_folder)) or 'none'}",
         )
     if everyone:
-        return loader.load_all(settings.agents_folder)
+        everybody = loader.load_all(settings.agents_folder)
+        if not everybody:
+            raise ConfigurationError(
+                f"there is no agent in {settings.agents_folder}",
+                "run choreo in the project's folder, or name the agents folder in [tool.choreo] or CHOREO_AGENTS",
+            )
+        return everybody
     agents = {name: loader.load(name, settings.agents_folder) for name in names}
     return list({agent.name: agent for agent in agents.values()}.values())
 

@@ -22,7 +22,7 @@ from choreo.event import declaration
 from choreo.rabbit.management import Management, QueueDetail, Unavailable
 from choreo.reaction import Reaction
 from choreo.retry import Retry
-from choreo.topology import Binding, Names, QueueKind, Topology
+from choreo.topology import UNCLAIMED, Binding, Names, QueueKind, Topology
 from choreo.transport import QueueStats, Session
 
 DETAILS: Final = ("unacked", "publish_rate", "deliver_rate", "ack_rate", "memory")
@@ -117,7 +117,7 @@ def place(names: Names, queue: str) -> tuple[QueueKind, str | None]:
     rest = queue.removeprefix(f"{names.namespace}.")
     if rest.startswith("delay.") and rest.removeprefix("delay.").isdecimal():
         return "delay", None
-    if queue == names.unclaimed:
+    if queue == names.dlq(UNCLAIMED):
         return "dlq", None
     if rest.endswith(".dlq"):
         return "dlq", rest.removesuffix(".dlq")

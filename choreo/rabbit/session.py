@@ -20,7 +20,7 @@ from pamqp import commands
 from yarl import URL
 
 from choreo.broker_url import BrokerUrl
-from choreo.envelope import Message
+from choreo.envelope import Message, new_id
 from choreo.errors import BrokerUnreachable, ChoreoError, ConfigurationError
 from choreo.rabbit import translate
 from choreo.rabbit.settlements import Settlements
@@ -99,6 +99,7 @@ class RabbitSession:
         self._consumers: list[RabbitConsumer] = []
         self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._count = 0
+        self._asking = asyncio.Lock()
         self._left: set[AbstractChannel] = set()  # channels that we close ourselves: the session goes on without them
         self.lost: asyncio.Future[ChoreoError] = asyncio.get_running_loop().create_future()
         properties = _underlay(consuming).server_properties
@@ -160,7 +161,11 @@ class RabbitSession:
             return Unknown(f"the connection was lost before the confirmation: {error}")
 
     async def stats(self, queue: str) -> QueueStats | None:
-        """Ask for `queue` without declaring it."""
+        """Ask for `queue` without declaring it; one at a time, as aiormq reuses the number of a closing channel."""
+        async with self._asking:
+            return await self._stats(queue)
+
+    async def _stats(self, queue: str) -> QueueStats | None:
         channel = await self._channel(self._publishing, watch=False)
         try:
             found = await asyncio.wait_for(channel.queue_declare(queue, passive=True), RPC_TIMEOUT)
@@ -180,7 +185,7 @@ class RabbitSession:
 
     async def _publish(self, message: Message, exchange: str, routing_key: str, *, mandatory: bool) -> Publication:
         # aiormq knows a returned message by its id alone: two in flight with one id would get each other's answer.
-        name = message.message_id or ""
+        name = message.message_id or new_id()
         while (before := self._in_flight.get(name)) is not None:
             await asyncio.shield(before)
         alone, number = not self._in_flight, self._count + 1

@@ -101,4 +101,6 @@ def _reason(error: BaseException) -> str:
             return os.strerror(code)  # asyncio and uvloop word it each in their way
         if isinstance(text, str):
             return text
-    return str(error) or type(error).__name__
+    text = str(error)
+    # What aiormq says of its own objects, addresses and all, tells nobody anything.
+    return text if text and "<" not in text else "it is closed"

@@ -96,6 +96,7 @@ class Courier:
         except _SessionLostError:
             return
         except asyncio.CancelledError:
+            self._log(case).warning("cut off", next="given back, to be delivered again")
             await delivery.consumer.requeue(delivery)
             raise
 
@@ -292,6 +293,8 @@ class Courier:
             first_failure=case.first_failure,
             code_version=self.code_version,
         )
+        if case.envelope is not None:
+            letter.headers[envelope.CE + "id"] = case.envelope.id  # also one that came without: --id can name it
         await self._store(case, self.names.dead, self.agent.name, letter)
         self.counters.dead += 1
         self._log(case).warning("dead letter", reason=str(reason), error=_shown(error))

@@ -52,7 +52,8 @@ class _Process:
     async def run(self) -> int:
         """Run once to the end; return the exit code, negative for a signal."""
         loop = asyncio.get_running_loop()
-        self.ready, self.status, self.last_sign = False, "starting", time.monotonic()
+        self.ready = self.was_ready = False
+        self.status, self.last_sign = "starting", time.monotonic()
         environment = {**os.environ, "NOTIFY_SOCKET": self._address, SUPERVISED: "1"}
         environment.pop("WATCHDOG_PID", None)
         # A session of its own: Ctrl-C in a terminal reaches the supervisor alone, which passes on one signal, not two.
@@ -99,6 +100,8 @@ class Supervisor:
         self._processes: list[_Process] = []
         self._stopping = asyncio.Event()
         self._hopeless: int | None = None
+        self._reloading = False
+        self._changed = asyncio.Event()
         self._notifier = Notifier.from_environment()
 
     async def run(self) -> int:
@@ -133,24 +136,31 @@ class Supervisor:
 
     async def _keep(self, process: _Process) -> int:
         """Run one process, again and again until stopped; return its last exit code."""
-        pause = _FIRST_PAUSE
+        pause, ever_ready = _FIRST_PAUSE, False
         while True:
             began = time.monotonic()
             code = await process.run()
             if self._stopping.is_set():
                 return code
-            if not process.was_ready and code in _HOPELESS and not self._watched:
+            ever_ready = ever_ready or process.was_ready
+            if not ever_ready and code in _HOPELESS and not self._watched:
                 self._hopeless = code
                 self._drain()
                 return code
-            if time.monotonic() - began > _GOOD_RUN:
+            if self._reloading or time.monotonic() - began > _GOOD_RUN:
                 pause = _FIRST_PAUSE
             log = _logger.error if code else _logger.info
-            log("process ended", process=process.number, code=code, restart_in=round(pause, 1))
-            await self._sleep(pause)
+            if self._watched and code and not process.was_ready:
+                # What a broken file has to say it says once; the next change may mend it.
+                log("process ended", process=process.number, code=code, restart="when a file changes")
+                await self._next_change()
+            else:
+                log("process ended", process=process.number, code=code, restart_in=round(pause, 1))
+                await self._sleep(pause)
+                pause = _FIRST_PAUSE if self._reloading else min(pause * 2, _LONGEST_PAUSE)
+            self._reloading = False
             if self._stopping.is_set():
                 return 0
-            pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _drain(self) -> None:
         self._stopping.set()
@@ -197,11 +207,20 @@ class Supervisor:
 
     async def _reload(self) -> None:
         """Stop all processes when a watched file changes; they are started again at once."""
-        from watchfiles import awatch
+        from watchfiles import PythonFilter, awatch
 
-        async for changes in awatch(*self._watched, stop_event=self._stopping):
+        async for changes in awatch(*self._watched, watch_filter=PythonFilter(), stop_event=self._stopping):
             _logger.info("reload", changed=sorted({Path(path).name for _, path in changes}))
+            self._reloading = True
             self._signal(signal.SIGTERM)
+            self._changed.set()
+
+    async def _next_change(self) -> None:
+        self._changed.clear()
+        waiting = [asyncio.ensure_future(each.wait()) for each in (self._changed, self._stopping)]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for each in waiting:
+            each.cancel()
 
     async def _sleep(self, seconds: float) -> None:
         try:

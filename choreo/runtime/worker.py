@@ -195,10 +195,11 @@ class Worker:
                     await waiting[1].consumer.requeue(waiting[1])
             for _ in self._drainers:
                 arrived.put_nowait(None)
-        finished = asyncio.gather(*self._drainers)
+        finished = asyncio.ensure_future(asyncio.wait(self._drainers))
         ends = (finished, self._abort, session.lost) if session is not None else (finished, self._abort)
         await self._first_of(*ends, timeout=self._settings.drain)
         drained = finished.done()
+        finished.cancel()
         await self._end_drainers()
         if session is not None:
             await session.close()

@@ -158,7 +158,7 @@ def test_table_of_queues_leaves_empty_delays_out(inspect: Run, namespace: str):
     """Twenty lines that say nothing; --all shows them."""
     lines = inspect("queues").stdout.splitlines()
     assert lines[0].split() == ["queue", "agent", "kind", "ready", "consumers", "state"]
-    assert lines[1].split() == [f"{namespace}.unclaimed", "-", "dlq", "-", "-", "missing"]
+    assert lines[1].split() == [f"{namespace}.unclaimed.dlq", "-", "dlq", "-", "-", "missing"]
     assert len(lines) == 1 + 1 + 4
     assert len(inspect("queues", "--all").stdout.splitlines()) == len(lines) + 20
 
@@ -171,7 +171,10 @@ def test_agents_are_what_is_shown_without_a_word(inspect: Run):
     assert till["consumes"] == ["order.declined", "order.placed"]
     assert till["emits"] == ["order.declined", "order.paid"]
     assert till["reactions"] == ["charge", "refund"]
-    assert till["retry"] == "OSError: 3 tries, 1s doubling to 5m; charge: ValueError: 2 tries, 2s doubling to 5m"
+    assert (
+        till["retry"]
+        == "OSError: 3 tries, 1s doubling to 5m, jittered; charge: ValueError: 2 tries, 2s doubling to 5m, jittered"
+    )
     assert till["timeout"] == 10.0
     assert till["description"] == "The till takes money."
     assert till["where"].startswith("agents/till.py:")
@@ -189,8 +192,8 @@ def test_one_agent_is_shown_in_full(inspect: Run, namespace: str):
     assert charge["otherwise_emits"] == ["order.declined"]
     assert refund["compensates"] == "charge"
     assert (charge["retry"], refund["retry"]) == (
-        "ValueError: 2 tries, 2s doubling to 5m",
-        "OSError: 3 tries, 1s doubling to 5m",
+        "ValueError: 2 tries, 2s doubling to 5m, jittered",
+        "OSError: 3 tries, 1s doubling to 5m, jittered",
     )
     text = inspect("till").stdout
     for line in ("The till takes money.", "compensates  charge", "otherwise    declined -> order.declined"):
@@ -407,7 +410,7 @@ def test_error_of_the_users_own_code_surfaces(inspect: Run, shop: Path):
         "from choreo import Agent\nimport nowhere.at.all\nagent = Agent('broken')\n"
     )
     done = inspect("queues")
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert "Traceback" in done.stderr
     assert "No module named 'nowhere'" in done.stderr
     assert "agents/broken.py" in done.stderr

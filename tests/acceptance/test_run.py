@@ -530,7 +530,7 @@ def test_error_in_the_users_own_module_shows_its_traceback(
     """It is not "no such agent": the traceback leads to the line in the user's file."""
     agent = write(text + "\n")
     done = choreo("run", agent)
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert "Traceback" in done.stderr
     assert f"{agent}.py" in done.stderr
     assert last in done.stderr

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import secrets
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -297,7 +296,6 @@ def test_restarted_broker_loses_no_order(
 ) -> None:
     """RabbitMQ is stopped, or killed, while 2,000 orders are in flight. The workers come back by themselves within ten
     seconds of its return, and every order ends."""
-    namespace = f"f{secrets.token_hex(4)}"
     ledger = Ledger(project, start_choreo, fresh_node.url, namespace)
     workers = [ledger.start("payment"), ledger.start("shop")]
     fresh_node.flush()

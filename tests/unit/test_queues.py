@@ -52,7 +52,7 @@ def test_state_of_a_queue(kind: QueueKind, found: QueueStats | None, told: str |
         ("shop.delay.19", "delay", None),
         ("shop.delay", "work", "delay"),
         ("shop.delay.dlq", "dlq", "delay"),
-        ("shop.unclaimed", "dlq", None),
+        ("shop.unclaimed.dlq", "dlq", None),
     ],
 )
 def test_place_of_a_queue_that_nobody_here_declares(queue: str, kind: str, agent: str | None):
@@ -92,7 +92,10 @@ def clerk() -> Agent:
 
 def test_policies_name_the_agents_own_and_what_differs():
     """The agent-wide policy is stated, since it holds where a reaction names none."""
-    assert policies(clerk()) == "OSError: 3 tries, 1s doubling to 5m; answer: ValueError: 2 tries, 1s doubling to 5m"
+    assert (
+        policies(clerk())
+        == "OSError: 3 tries, 1s doubling to 5m, jittered; answer: ValueError: 2 tries, 1s doubling to 5m, jittered"
+    )
 
 
 def test_no_policy_is_said_as_what_it_means():

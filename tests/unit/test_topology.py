@@ -159,7 +159,7 @@ def test_a_delay_whose_destination_was_deleted_meanwhile_ends_in_a_dead_letter_q
     broker.delete(NAMES.queue("audit"))
     assert broker.travel(return_key("payment", seconds)) == (levels(seconds), {NAMES.dlq("payment")})
     assert broker.travel(return_key("shop_payment", seconds)) == (levels(seconds), {NAMES.queue("shop_payment")})
-    assert broker.travel(schedule_key("unheard.of", seconds)) == (levels(seconds), {NAMES.unclaimed})
+    assert broker.travel(schedule_key("unheard.of", seconds)) == (levels(seconds), {NAMES.dlq("unclaimed")})
     placed = broker.travel(schedule_key("test-topology.placed", seconds))
     assert placed == (levels(seconds), {NAMES.queue("shop_payment")})
 
