@@ -62,7 +62,7 @@ PATIENT = (
     + """
 @agent.on
 async def work(placed: Placed, ctx: Context) -> Done:
-    print("begun", placed.order, flush=True)
+    print(f"begun {placed.order}\\n", end="", flush=True)  # one write: several threads print
     while not Path("go").exists():
         await asyncio.sleep(0.01)
     print("done", placed.order, flush=True)
@@ -74,7 +74,7 @@ STUBBORN = (
     + """
 @agent.on
 def work(placed: Placed) -> None:
-    print("begun", placed.order, flush=True)
+    print(f"begun {placed.order}\\n", end="", flush=True)  # one write: several threads print
     time.sleep(3600)
 """
 )
