@@ -40,7 +40,12 @@ FORMATS = ("auto", "pretty", "json")
 
 # The broker session logs its own account of every lost connection and refusal; the client libraries would
 # tell each of them again at error, with a traceback. asyncio's debug and info lines speak of selectors.
-_QUIETER = {"aio_pika": logging.CRITICAL, "aiormq": logging.CRITICAL, "asyncio": logging.WARNING}
+_QUIETER = {
+    "aio_pika": logging.CRITICAL,
+    "aiormq": logging.CRITICAL,
+    "asyncio": logging.WARNING,
+    "watchfiles": logging.WARNING,  # the supervisor says itself what changed
+}
 
 # journald cuts lines at 48 KiB and a cut JSON line is no JSON: one text never comes near that.
 _TEXT_LIMIT = 8_192
