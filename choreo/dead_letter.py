@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from choreo import envelope
 from choreo.envelope import Message, Reason
+from choreo.topology import topic_in
 
 MAX_ERROR: Final = 2_000  # characters of the exception's text
 MAX_TRACEBACK: Final = 8_000  # characters, the end of it, where the error is
@@ -63,7 +64,8 @@ def write(
         "code-version": code_version,
     }
     letter = _without_notes(message.forwarded({envelope.TOPIC: topic}))
-    if envelope.header_bytes(letter.headers) > envelope.MAX_HEADER_BYTES:
+    size, depth = envelope.measure(letter.headers)
+    if size > envelope.MAX_HEADER_BYTES or depth > envelope.MAX_HEADER_DEPTH:
         letter.headers, notes["dropped-headers"] = _affordable(letter.headers)
     letter.headers[envelope.FIRST_FAILURE] = (first_failure or now).isoformat()
     letter.headers.update({_PREFIX + name: value for name, value in notes.items() if value is not None})
@@ -109,11 +111,11 @@ def _affordable(headers: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return as many headers as there is room for, the small ones first, and the names of the others."""
     kept: dict[str, Any] = {}
     room = envelope.MAX_HEADER_BYTES
-    for name, value in sorted(headers.items(), key=lambda item: envelope.header_bytes(dict([item]))):
-        room -= envelope.header_bytes({name: value})
-        if room < 0:
-            break
-        kept[name] = value
+    measured = sorted((*envelope.measure({name: value}), name) for name, value in headers.items())
+    for size, depth, name in measured:
+        room -= size
+        if room >= 0 and depth <= envelope.MAX_HEADER_DEPTH:
+            kept[name] = headers[name]
     dropped = ", ".join(name for name in headers if name not in kept)
     return kept, dropped if len(dropped) <= MAX_ERROR else dropped[: MAX_ERROR - 1] + "…"
 
@@ -134,7 +136,10 @@ def _words(error: BaseException) -> str:
 def _traceback(error: BaseException) -> str | None:
     if error.__traceback__ is None:
         return None
-    text = _sendable("".join(traceback.format_exception(error)))
+    try:
+        text = _sendable("".join(traceback.format_exception(error)))
+    except Exception:  # noqa: BLE001 - notes and attributes of an exception are the user's code too
+        return None
     return text if len(text) <= MAX_TRACEBACK else f"[…]\n{text[-MAX_TRACEBACK:]}"
 
 
@@ -150,7 +155,8 @@ def _broker_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _original_key(death: Mapping[str, Any]) -> str | None:
     keys = death.get("routing-keys")
-    return _text(keys[0]) if isinstance(keys, list) and keys else None
+    key = _text(keys[0]) if isinstance(keys, list) and keys else None
+    return key and topic_in(key)
 
 
 def _text(value: Any) -> str | None:

@@ -27,6 +27,7 @@ MAX_BODY: Final = 1024 * 1024  # bytes
 MAX_HEADERS: Final = 128  # entries
 # Bytes of all headers. They travel in one frame, of 128 KiB by default, and a dead letter needs room for its notes.
 MAX_HEADER_BYTES: Final = 64 * 1024
+MAX_HEADER_DEPTH: Final = 32  # tables and lists within each other
 MAX_TEXT: Final = 512  # characters of an id or another single header that choreo reads
 
 # Headers that choreo writes and reads, named here and nowhere else.
@@ -162,8 +163,10 @@ def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> 
     headers = message.headers
     if len(headers) > MAX_HEADERS:
         raise EnvelopeError(Reason.HEADERS, f"the message has {len(headers)} headers, at most {MAX_HEADERS} are read")
-    if (size := header_bytes(headers)) > MAX_HEADER_BYTES:
-        raise EnvelopeError(Reason.HEADERS, f"the headers have about {size} bytes, at most {MAX_HEADER_BYTES} are read")
+    size, depth = measure(headers)
+    if size > MAX_HEADER_BYTES or depth > MAX_HEADER_DEPTH:
+        most = f"at most {MAX_HEADER_BYTES} in {MAX_HEADER_DEPTH} are read"
+        raise EnvelopeError(Reason.HEADERS, f"the headers have about {size} bytes in {depth} levels, {most}")
     event_id = _text(headers, "id", message.message_id) or new_id()
     return Envelope(
         id=event_id,
@@ -252,21 +255,23 @@ def enclose(
     )
 
 
-def header_bytes(headers: Mapping[str, Any]) -> int:
-    """Return about how many bytes `headers` take on the wire."""
-    size, rest = 0, [*headers.items()]
+def measure(headers: Mapping[str, Any]) -> tuple[int, int]:
+    """Return about how many bytes `headers` take on the wire, and how many levels deep they are."""
+    size, deepest = 0, 0
+    rest = [(name, value, 1) for name, value in headers.items()]
     while rest:
-        name, value = rest.pop()
+        name, value, depth = rest.pop()
         size += len(name) + 6
+        deepest = max(deepest, depth)
         if isinstance(value, str | bytes | bytearray):
             size += len(value)
         elif isinstance(value, Mapping):
-            rest.extend(value.items())
+            rest.extend((inner, each, depth + 1) for inner, each in value.items())
         elif isinstance(value, list):
-            rest.extend(("", each) for each in value)
+            rest.extend(("", each, depth + 1) for each in value)
         else:
             size += 8
-    return size
+    return size, deepest
 
 
 def new_id() -> str:

@@ -100,8 +100,22 @@ def topic_of(names: Names, exchange: str, routing_key: str) -> str | None:
     """
     if exchange == names.events or not (exchange == names.retry or exchange.startswith(names.delay)):
         return routing_key
+    kind, topic = _behind_delay(routing_key)
+    return topic if kind == "event" else None
+
+
+def topic_in(routing_key: str) -> str | None:
+    """Return the topic of a key that may carry a delay; None for the way back to one agent, which names no topic."""
+    kind, topic = _behind_delay(routing_key)
+    return {"event": topic, "agent": None}.get(kind, routing_key)
+
+
+def _behind_delay(routing_key: str) -> tuple[str, str]:
+    """Return "event" or "agent" and which, or two empty texts for a key that carries no delay."""
     words = routing_key.split(".", LEVELS + 1)
-    return words[-1] if len(words) == LEVELS + 2 and words[LEVELS] == "event" else None
+    if len(words) < LEVELS + 2 or not set(words[:LEVELS]) <= {"0", "1"}:
+        return "", ""
+    return words[LEVELS], words[-1]
 
 
 @dataclass(frozen=True, slots=True)

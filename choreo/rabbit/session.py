@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import struct
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -60,13 +61,13 @@ async def connect(brokers: Sequence[BrokerUrl], *, name: str) -> RabbitSession:
 
 async def _open(broker: BrokerUrl, name: str) -> RabbitSession:
     context = _tls(broker)
-    consuming = await _connection(broker, context, f"{name} (consuming)")
+    opened = [await _connection(broker, context, f"{name} (consuming)")]
     try:
-        publishing = await _connection(broker, context, f"{name} (publishing)")
-        session = RabbitSession(consuming, publishing)
+        opened.append(await _connection(broker, context, f"{name} (publishing)"))
+        session = RabbitSession(*opened)
         await session.prepare()
     except BaseException:
-        await _quietly(consuming.close())
+        await asyncio.gather(*(_quietly(each.close()) for each in opened))
         raise
     return session
 
@@ -188,6 +189,11 @@ class RabbitSession:
         name = message.message_id or new_id()
         while (before := self._in_flight.get(name)) is not None:
             await asyncio.shield(before)
+        properties = Properties(message)
+        try:
+            properties.marshal()
+        except (ValueError, TypeError, RecursionError, struct.error) as error:
+            return Refused("nacked", f"it cannot be written: {error}")
         alone, number = not self._in_flight, self._count + 1
         self._count = number
         done = self._in_flight[name] = asyncio.get_running_loop().create_future()
@@ -196,7 +202,7 @@ class RabbitSession:
                 message.body,
                 exchange=exchange,
                 routing_key=routing_key,
-                properties=Properties(message),
+                properties=properties,
                 mandatory=mandatory,
             )
         except amqp.PublishError as error:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any, Final
 
 import structlog
@@ -39,6 +40,7 @@ from choreo.transport import Confirmed, Delivery, Publication, Refused, Session
 # When the broker takes neither the retry nor the dead letter of a delivery, it is held and tried again: seconds, the
 # last one for ever. The delivery stays unsettled meanwhile: nothing is lost, and the prefetch bounds their number.
 _HOLD: Final = (0.2, 1.0, 5.0, 15.0)
+_PATIENCE: Final = 600.0  # seconds for the confirmation of a retry or a dead letter; a lost session ends it sooner
 
 
 @dataclass(slots=True)
@@ -87,6 +89,8 @@ class Courier:
 
     async def deliver(self, session: Session, delivery: Delivery) -> None:
         """Take `delivery` to settled. Only cancellation and a lost session leave it for a redelivery."""
+        if session.lost.done():
+            return  # arrived while the session went; it will arrive again
         case = _Case(session, delivery, topic_of(self.names, delivery.exchange, delivery.routing_key) or "")
         try:
             failure = await self._try(case)
@@ -146,12 +150,14 @@ class Courier:
 
     def _open(self, case: _Case) -> tuple[Envelope, Reaction]:
         """Read envelope and event and find the reaction, once. Raises EnvelopeError with the dead letter's reason."""
-        if case.envelope is not None and case.reaction is not None:
+        if case.envelope is not None and case.reaction is not None and case.event is not None:
             return case.envelope, case.reaction
-        message = case.delivery.message
-        case.topic = case.topic or str(message.headers.get(envelope.TOPIC, ""))
-        opened = case.envelope = open_envelope(message, case.topic, max_body=self.max_body)
-        case.tries, case.first_failure = opened.attempt, opened.first_failure
+        opened = case.envelope
+        if opened is None:
+            message = case.delivery.message
+            case.topic = case.topic or str(message.headers.get(envelope.TOPIC, ""))
+            opened = case.envelope = open_envelope(message, case.topic, max_body=self.max_body)
+            case.tries, case.first_failure = opened.attempt, opened.first_failure
         reaction = case.reaction = self.agent.reaction_to(opened.topic)
         if reaction is None:
             raise EnvelopeError(
@@ -227,19 +233,23 @@ class Courier:
                     f" but its signature announces {names}",
                     "add it to the return annotation",
                 )
-        confirmations = [
-            case.session.publish(
-                seal(
-                    event,
-                    source=self.agent.name,
-                    event_id=derived_id(opened.id, self.agent.name, function, index),
-                    cause=opened,
-                ),
-                exchange=self.names.events,
-                routing_key=declaration(event).topic,
-                timeout=self.publish_timeout,
+        messages = [
+            seal(
+                event,
+                source=self.agent.name,
+                event_id=derived_id(opened.id, self.agent.name, function, index),
+                cause=opened,
             )
             for index, event in enumerate(events)
+        ]
+        confirmations = [
+            case.session.publish(
+                message,
+                exchange=self.names.events,
+                routing_key=message.type or "",
+                timeout=self.publish_timeout,
+            )
+            for message in messages
         ]
         for event, result in zip(events, await asyncio.gather(*confirmations), strict=True):
             _require_stored(event, result)
@@ -247,6 +257,9 @@ class Courier:
 
     async def _otherwise(self, case: _Case, error: BaseException) -> BaseException | None:
         """Emit the reaction's last word. If that fails too, only the dead letter is left, with both errors in it."""
+        if case.event is None:  # what failed was the reading of it: there is nothing to give to the last word
+            await self._bury(case, error, Reason.FAILED)
+            return None
         opened, reaction = self._open(case)
         last_word = reaction.otherwise
         assert last_word is not None
@@ -301,10 +314,9 @@ class Courier:
 
     async def _store(self, case: _Case, exchange: str, routing_key: str, message: Message) -> None:
         """Publish a retry or a dead letter until it is confirmed; the delivery stays unsettled as long as it is not."""
-        for attempt in range(1_000_000):
-            result = await case.session.publish(
-                message, exchange=exchange, routing_key=routing_key, timeout=self.publish_timeout
-            )
+        for attempt in count():
+            # Patient: under a memory alarm the first copy is stored when the alarm ends, and so would be every other.
+            result = await case.session.publish(message, exchange=exchange, routing_key=routing_key, timeout=_PATIENCE)
             if isinstance(result, Confirmed):
                 return
             if case.session.lost.done():
@@ -312,7 +324,7 @@ class Courier:
             pause = _HOLD[min(attempt, len(_HOLD) - 1)]
             self._log(case).error("held", exchange=exchange, error=result.detail, next=f"try again in {pause} s")
             await asyncio.wait((case.session.lost,), timeout=pause)
-        raise _SessionLostError
+        raise _SessionLostError  # the loop above ends in no other way
 
     def _is_ours(self, error: BaseException) -> bool:
         """Say whether the worker cancels this delivery, as against a reaction that cancels itself."""

@@ -49,7 +49,7 @@ class _Process:
         self._socket.bind(self._address)
         self._child: asyncio.subprocess.Process | None = None
 
-    async def run(self) -> int:
+    async def run(self, stopping: asyncio.Event) -> int:
         """Run once to the end; return the exit code, negative for a signal."""
         loop = asyncio.get_running_loop()
         self.ready = self.was_ready = False
@@ -60,6 +60,8 @@ class _Process:
         self._child = await asyncio.create_subprocess_exec(
             *self._command, stdin=asyncio.subprocess.PIPE, env=environment, start_new_session=True
         )
+        if stopping.is_set():  # said while the process was made, when there was nobody to pass it on to
+            self.signal(signal.SIGTERM)
         loop.add_reader(self._socket, self._notified)
         try:
             return await self._child.wait()
@@ -139,9 +141,10 @@ class Supervisor:
         pause, ever_ready = _FIRST_PAUSE, False
         while True:
             began = time.monotonic()
-            code = await process.run()
+            code = await process.run(self._stopping)
             if self._stopping.is_set():
-                return code
+                # One that had not begun to work yet when it was told to stop has cut nothing off.
+                return 0 if code == -signal.SIGTERM and not process.was_ready else code
             ever_ready = ever_ready or process.was_ready
             if not ever_ready and code in _HOPELESS and not self._watched:
                 self._hopeless = code
@@ -174,7 +177,8 @@ class Supervisor:
     def _all_alive(self) -> bool:
         """Whether every process has given a sign of life within the watchdog's time."""
         patience = 2 * (self._notifier.watchdog_interval or 0)
-        return all(time.monotonic() - process.last_sign < patience for process in self._processes)
+        running = [process for process in self._processes if process.status != "stopped"]
+        return all(time.monotonic() - process.last_sign < patience for process in running)
 
     @asynccontextmanager
     async def _background(self) -> AsyncIterator[None]:

@@ -26,6 +26,9 @@ INTERRUPTED: Final = 130
 # Set in the processes of a supervisor: standard input is a pipe that ends when the supervisor does.
 SUPERVISED: Final = "CHOREO_SUPERVISED"
 
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_GRACE: Final = 5.0  # seconds after the second signal, for code of the user's that does not let itself be cancelled
+
 _logger = structlog.get_logger()
 
 
@@ -56,7 +59,13 @@ async def serve(agents: Sequence[Agent], settings: Settings) -> int:
     """Run `agents` in this process until a signal ends it; return the exit code. Raises what Worker.run raises."""
     name = f"choreo {' '.join(agent.name for agent in agents)} {os.getpid()}"
     worker = Worker(agents, settings, partial(rabbit.connect, settings.brokers(), name=name))
-    stop = Stop(worker.stop, worker.abort)
+    loop = asyncio.get_running_loop()
+
+    def at_once() -> None:
+        worker.abort()
+        loop.call_later(_GRACE, lambda: os._exit(stop.exit_code(drained=False)))
+
+    stop = Stop(worker.stop, at_once)
     notifier = Notifier.from_environment()
     worker.watch(_reporter(notifier))
     supervised = SUPERVISED in os.environ  # then the supervisor serves the endpoint for all its processes
@@ -67,21 +76,21 @@ async def serve(agents: Sequence[Agent], settings: Settings) -> int:
         watchdog(notifier),
     ):
         if supervised:
-            asyncio.get_running_loop().add_reader(0, _orphaned, stop)
+            loop.add_reader(0, _orphaned, stop)
         drained = await worker.run()
     return stop.exit_code(drained=drained)
 
 
 @asynccontextmanager
 async def signals(stop: Stop) -> AsyncIterator[None]:
-    """Hand SIGTERM and SIGINT to `stop` instead of letting them end the process."""
+    """Hand the signals that ask for an end to `stop`, SIGHUP of a closed terminal among them."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _ENDING:
         loop.add_signal_handler(number, stop, number)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _ENDING:
             loop.remove_signal_handler(number)
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from typing import Any, Final
@@ -23,6 +23,9 @@ from choreo.transport import Connect, Consumer, Delivery, Session
 
 _BACKOFF: Final = tenacity.wait_exponential_jitter(multiplier=0.2, exp_base=1.5, max=30, jitter=0.2)
 _SHORT_LIFE: Final = 10.0  # seconds
+_SPARE_THREADS: Final = 1_000  # made only when they are needed
+_DEFECT_PAUSE: Final = 15.0  # seconds
+_END_TIMEOUT: Final = 5.0  # seconds for what is cancelled to give its delivery back
 
 _logger = structlog.get_logger()
 
@@ -57,6 +60,7 @@ class Worker:
         self._drainers: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._abort = asyncio.Event()
+        self._short_lives = 0  # sessions in a row that were lost as soon as they were there
         self._watchers: list[Callable[[Worker], None]] = []
 
     @property
@@ -88,38 +92,52 @@ class Worker:
         Raises what keeps the worker from starting: BrokerUnreachable after `wait` seconds of trying, AccessRefused,
         TopologyMismatch and other configuration errors at once. Later failures of the broker are waited out.
         """
+        drained, failure = False, None
         async with contextlib.AsyncExitStack() as stack:
-            executor = ThreadPoolExecutor(self._settings.concurrency * len(self.agents), thread_name_prefix="reaction")
-            # Not waited for: a thread that hangs cannot be ended, and must not keep the process from ending.
-            stack.callback(executor.shutdown, wait=False, cancel_futures=True)
             for agent in self.agents:
                 resources = await stack.enter_async_context(agent.lifespan()) if agent.lifespan else None
-                self._couriers[agent.name] = self._courier(agent, executor, resources)
+                self._couriers[agent.name] = self._courier(agent, stack.enter_context(self._threads()), resources)
                 self._arrived[agent.name] = asyncio.Queue()
             stack.push_async_callback(self._end_drainers)
             self._start_drainers()
-            drained = await self._consume_until_stopped()
+            try:
+                drained = await self._consume_until_stopped()
+            except ChoreoError as error:  # raised below: it is no business of the lifespans
+                failure = error
+        if failure is not None:
+            raise failure
         self._change(State.STOPPED, "stopped")
         return drained
+
+    @contextlib.contextmanager
+    def _threads(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads for the `def` reactions of one agent, some to spare for those that hang beyond their deadline."""
+        pool = ThreadPoolExecutor(self._settings.concurrency + _SPARE_THREADS, thread_name_prefix="reaction")
+        try:
+            yield pool
+        finally:
+            # Not waited for: a thread that hangs cannot be ended, and must not keep the process from ending.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def _consume_until_stopped(self) -> bool:
         # At the start: patient for `wait` seconds if nobody answers, not at all with a refusal. Later a refusal may be
         # mended too, and is waited out like everything else.
         only_unreachable = tenacity.retry_if_exception_type(BrokerUnreachable)
         live = await self._connected(only_unreachable, tenacity.stop_after_delay(self._settings.wait))
-        short_lives = 0
         while live is not None:
             session, consumers = live
             began = time.monotonic()
             self._change(State.CONSUMING, f"consuming from {', '.join(each.queue for each in consumers)}")
-            await self._first_of(self._stop, session.lost)
-            if self._stop.is_set():
-                return await self._drain(session, consumers)
-            self._lost(session)
-            await session.close()
+            try:
+                await self._first_of(self._stop, session.lost)
+                if self._stop.is_set():
+                    return await self._drain(session, consumers)
+                self._lost(session)
+            finally:
+                await session.close()
             # A session that is lost again as soon as it is there must not become a storm of connections.
-            short_lives = short_lives + 1 if time.monotonic() - began < _SHORT_LIFE else 0
-            await self._sleep(min(0.1 * 2**short_lives, 1.0) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+            self._short_lives = self._short_lives + 1 if time.monotonic() - began < _SHORT_LIFE else 0
+            await self._sleep(min(0.1 * 2**self._short_lives, 1.0) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
             live = await self._connected(tenacity.retry_if_exception_type(ChoreoError), tenacity.stop_never)
         return await self._drain(None, [])
 
@@ -132,14 +150,22 @@ class Worker:
             if self._stop.is_set():
                 return None
             with attempt:
-                session = await self._connect()
-                try:
-                    await session.declare(self._topology)
-                    return session, [await self._consume(session, agent) for agent in self.agents]
-                except BaseException:
-                    await session.close()
-                    raise
+                live = asyncio.ensure_future(self._live_session())
+                await self._first_of(self._stop, live)
+                if not live.done():
+                    live.cancel()
+                    return None
+                return live.result()
         return None
+
+    async def _live_session(self) -> tuple[Session, list[Consumer]]:
+        session = await self._connect()
+        try:
+            await session.declare(self._topology)
+            return session, [await self._consume(session, agent) for agent in self.agents]
+        except BaseException:
+            await session.close()
+            raise
 
     async def _sleep(self, seconds: float) -> None:
         await self._first_of(self._stop, timeout=seconds)
@@ -165,7 +191,9 @@ class Worker:
         arrived = self._arrived[agent.name]
         return await session.consume(
             self._names.queue(agent.name),
-            prefetch=self._settings.prefetch,
+            # Whatever is held when a session ends counts as delivered once more. Where one message ends each session,
+            # its neighbours must not reach the delivery limit with it.
+            prefetch=1 if self._short_lives > 1 else self._settings.prefetch,
             on_delivery=lambda delivery: arrived.put_nowait((session, delivery)),
         )
 
@@ -177,14 +205,28 @@ class Worker:
 
     async def _work(self, agent: str) -> None:
         courier, arrived = self._couriers[agent], self._arrived[agent]
-        while (next_one := await arrived.get()) is not None:
-            session, delivery = next_one
+        task = asyncio.current_task()
+        assert task is not None
+        while True:
             try:
-                await courier.deliver(session, delivery)
-            except Exception:
-                # Nothing of the user's code ends here, so this is a defect of choreo's. The delivery stays unsettled,
-                # and the broker gives it to another worker when this session ends.
-                _logger.exception("delivery failed inside choreo", agent=agent)
+                if (next_one := await arrived.get()) is None:
+                    return
+                await self._deliver(courier, *next_one)
+            except asyncio.CancelledError:
+                if courier.ending.is_set():
+                    raise
+                while task.cancelling():  # somebody's timer that fired late, not the worker
+                    task.uncancel()
+
+    async def _deliver(self, courier: Courier, session: Session, delivery: Delivery) -> None:
+        try:
+            await courier.deliver(session, delivery)
+        except Exception:
+            # Nothing of the user's code ends here, so this is a defect of choreo's. It must not cost a place in the
+            # prefetch window for ever, nor become a loop without a pause.
+            _logger.exception("delivery failed inside choreo", agent=courier.agent.name)
+            await self._sleep(_DEFECT_PAUSE)
+            await delivery.consumer.requeue(delivery)
 
     async def _drain(self, session: Session | None, consumers: Sequence[Consumer]) -> bool:
         self._change(State.DRAINING, f"draining for at most {self._settings.drain:g} s")
@@ -201,8 +243,6 @@ class Worker:
         drained = finished.done()
         finished.cancel()
         await self._end_drainers()
-        if session is not None:
-            await session.close()
         return drained
 
     async def _end_drainers(self) -> None:
@@ -211,7 +251,8 @@ class Worker:
             courier.ending.set()
         for task in self._drainers:
             task.cancel()
-        await asyncio.gather(*self._drainers, return_exceptions=True)
+        if self._drainers:
+            await asyncio.wait(self._drainers, timeout=_END_TIMEOUT)  # one may not let itself be cancelled
 
     def _courier(self, agent: Agent, executor: ThreadPoolExecutor, resources: Any) -> Courier:
         return Courier(

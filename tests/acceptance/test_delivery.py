@@ -17,7 +17,7 @@ import aio_pika
 import pytest
 import tenacity
 from pamqp import commands, encode
-from pydantic import SecretStr
+from pydantic import SecretStr, field_validator
 
 from choreo import dead_letter, outcome, topology
 from choreo.agent import Agent
@@ -1263,3 +1263,75 @@ async def test_publisher_replaces_a_lost_session(stage: Stage) -> None:
 def test_refusals_are_told_apart() -> None:
     """The two kinds of refusal that decide between `terminal` and a retry are different values."""
     assert Refused("returned", "") != Refused("nacked", "")
+
+
+class Shaky(Event, topic="test-delivery.shaky", external=True):
+    """Its reading fails like the network."""
+
+    order: str
+
+    @field_validator("order")
+    @classmethod
+    def look_up(cls, value: str) -> str:
+        raise Unreachable(f"no answer about {value}")
+
+
+async def test_event_whose_reading_fails_never_reaches_the_reaction(stage: Stage) -> None:
+    """A validator that raises what the policy names: each try reads the event anew, none calls the function without."""
+    payment = stage.agent(retry=Retry(on=Unreachable, attempts=3, immediate=2))
+    got: list[Any] = []
+
+    @payment.on
+    async def look(shaky: Shaky) -> None:
+        got.append(shaky)
+
+    await stage.play(payment)
+    await stage.send(Message(b'{"order": "1"}', message_id="m-1"), "test-delivery.shaky")
+    letter = await stage.letter(payment)
+    assert (letter.reason, letter.attempts, got) == (Reason.EXHAUSTED, 3, [])
+
+
+async def test_stray_cancellation_does_not_end_a_place_of_work(stage: Stage) -> None:
+    """A reaction whose own timer cancels its task after it has returned: the next deliveries are handled as well."""
+    payment = stage.agent()
+    got: list[str] = []
+
+    @payment.on
+    async def charge(placed: Placed) -> None:
+        got.append(placed.order)
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().call_later(0.01, task.cancel)
+
+    await stage.play(payment, concurrency=1)
+    for order in ("1", "2", "3"):
+        await stage.place(order)
+        await eventually(partial(got.__contains__, order), within=5, what=f"order {order}")
+
+
+async def test_thread_that_hangs_takes_no_place_from_the_others(stage: Stage) -> None:
+    """`def` reactions that outlive their deadline keep their threads; the next ones, and a sibling's, still run."""
+    hanging, healthy = stage.agent("hanging", timeout="200ms"), stage.agent("healthy", timeout="2s")
+    release = threading.Event()
+    got: list[str] = []
+
+    @hanging.on
+    def hang(placed: Placed) -> None:
+        if placed.order != "fine":
+            release.wait(30)
+        got.append(placed.order)
+
+    @healthy.on
+    def work(paid: Paid) -> None:
+        got.append(f"paid {paid.order}")
+
+    try:
+        await stage.play(hanging, healthy, concurrency=2)
+        for order in ("1", "2", "3", "4", "5"):
+            await stage.place(order)
+        await stage.letters(hanging, 5)
+        await stage.place("fine")
+        await stage.send(seal(Paid(order="6"), source="test"), "test-delivery.paid")
+        await eventually(lambda: {"fine", "paid 6"} <= set(got), within=5)
+    finally:
+        release.set()
