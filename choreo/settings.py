@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+from dotenv.parser import parse_stream
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -274,12 +275,23 @@ def _env_files(project: _Project) -> list[_Source]:
 
 def _env_file(path: Path) -> _Source:
     try:
+        _check_env_file(path)
         variables = DotEnvSettingsSource(Settings, env_file=path, env_file_encoding="utf-8").env_vars
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
     else:
         return _prefixed(variables, f" in {path}")
     raise ConfigurationError(f"{path} cannot be read: {reason}", "mend or remove it")
+
+
+def _check_env_file(path: Path) -> None:
+    """Refuse a file with a line that is no assignment: dotenv would skip it, and choreo would use another broker."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as file:
+        wrong = next((each.original.line for each in parse_stream(file) if each.error), None)
+    if wrong is not None:
+        raise ConfigurationError(f"{path}, line {wrong}, is no NAME=value", "mend it; a quote may not be closed")
 
 
 def _prefixed(variables: Mapping[str, str | None], after: str) -> _Source:

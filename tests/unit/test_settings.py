@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import traceback
@@ -351,14 +350,14 @@ def test_an_env_file_that_is_no_text(project: Path):
     assert refused().message == f"{project / '.env'} cannot be read: it is not UTF-8"
 
 
-def test_a_malformed_env_line_is_not_shown(project: Path, caplog: pytest.LogCaptureFixture):
-    """A line of .env that means nothing is warned of by number; what is in it may be a password."""
-    (project / ".env").write_text(f"CHOREO_PREFETCH=3\n='{SECRET}\n")
+@pytest.mark.parametrize("line", [f"='{SECRET}", f'CHOREO_URL="amqp://me:{SECRET}@rabbit'])
+def test_a_malformed_env_line_is_refused_and_not_shown(project: Path, line: str):
+    """A quote that is not closed must not make choreo take another broker: an error names file and line, no value."""
+    (project / ".env").write_text(f"CHOREO_PREFETCH=3\n{line}\n")
 
-    with caplog.at_level(logging.DEBUG):
-        assert load().prefetch == 3
-    assert "line 2" in caplog.text
-    assert SECRET not in caplog.text
+    error = refused()
+    assert f"{project / '.env'}, line 2," in error.message
+    assert SECRET not in str(error)
 
 
 def test_a_working_folder_that_is_gone(project: Path):
