@@ -157,6 +157,6 @@ def test_wrong_declaration_is_one_message(choreo: Run, temple: Path):
 def test_bug_in_a_module_shows_its_traceback(choreo: Run, temple: Path):
     (temple / "agents" / "scribe.py").write_text(f"import nowhere.to.be.found\n{SCRIBE}")
     result = choreo("graph")
-    assert result.returncode == 1
+    assert result.returncode == 78
     assert "agents/scribe.py" in result.stderr
     assert "ModuleNotFoundError: No module named 'nowhere'" in result.stderr
