@@ -129,9 +129,12 @@ class Worker:
             began = time.monotonic()
             self._change(State.CONSUMING, f"consuming from {', '.join(each.queue for each in consumers)}")
             try:
-                await self._first_of(self._stop, session.lost)
+                narrow = self._short_lives > 1
+                await self._first_of(self._stop, session.lost, timeout=_SHORT_LIFE + 1 if narrow else None)
                 if self._stop.is_set():
                     return await self._drain(session, consumers)
+                if not session.lost.done():  # what ended sessions is gone: the next one has its whole window again
+                    await session.close()
                 self._lost(session)
             finally:
                 await session.close()
