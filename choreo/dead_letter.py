@@ -8,8 +8,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from choreo import envelope
-from choreo.envelope import Message, Reason
+from choreo.message import (
+    ATTEMPT,
+    CE,
+    CORRELATION,
+    FIRST_FAILURE,
+    MAX_HEADER_BYTES,
+    MAX_HEADER_DEPTH,
+    TOPIC,
+    Message,
+    Reason,
+    measure,
+)
 from choreo.topology import topic_in
 
 MAX_ERROR: Final = 2_000  # characters of the exception's text
@@ -63,11 +73,11 @@ def write(
         "last-failure": now.isoformat(),
         "code-version": code_version,
     }
-    letter = _without_notes(message.forwarded({envelope.TOPIC: topic}))
-    size, depth = envelope.measure(letter.headers)
-    if size > envelope.MAX_HEADER_BYTES or depth > envelope.MAX_HEADER_DEPTH:
+    letter = _without_notes(message.forwarded({TOPIC: topic}))
+    size, depth = measure(letter.headers)
+    if size > MAX_HEADER_BYTES or depth > MAX_HEADER_DEPTH:
         letter.headers, notes["dropped-headers"] = _affordable(letter.headers)
-    letter.headers[envelope.FIRST_FAILURE] = (first_failure or now).isoformat()
+    letter.headers[FIRST_FAILURE] = (first_failure or now).isoformat()
     letter.headers.update({_PREFIX + name: value for name, value in notes.items() if value is not None})
     return letter
 
@@ -84,8 +94,8 @@ def read(message: Message, *, agent: str) -> DeadLetter:
     if reason is None:
         reason = _BROKERS_REASONS.get(str(death.get("reason")), death.get("reason", "unknown"))
     return DeadLetter(
-        id=_text(headers.get(envelope.CE + "id")) or _text(message.message_id),
-        topic=_text(headers.get(envelope.TOPIC)) or _original_key(death) or _text(message.type) or "",
+        id=_text(headers.get(CE + "id")) or _text(message.message_id),
+        topic=_text(headers.get(TOPIC)) or _original_key(death) or _text(message.type) or "",
         agent=_text(headers.get(_PREFIX + "agent")) or agent,
         reason=str(reason),
         error_type=_text(headers.get(_PREFIX + "error-type")),
@@ -93,28 +103,28 @@ def read(message: Message, *, agent: str) -> DeadLetter:
         traceback=_text(headers.get(_PREFIX + "traceback")),
         reaction=_text(headers.get(_PREFIX + "reaction")),
         attempts=_number(headers.get(_PREFIX + "attempts")),
-        first_failure=_time(headers.get(envelope.FIRST_FAILURE)),
+        first_failure=_time(headers.get(FIRST_FAILURE)),
         last_failure=_time(headers.get(_PREFIX + "last-failure")) or _time(death.get("time")),
         code_version=_text(headers.get(_PREFIX + "code-version")),
-        correlation_id=_text(headers.get(envelope.CORRELATION)) or _text(message.correlation_id),
+        correlation_id=_text(headers.get(CORRELATION)) or _text(message.correlation_id),
         body=message.body,
     )
 
 
 def revived(message: Message, letter: DeadLetter) -> Message:
     """Return `message` as it was before it died, to be delivered again to the agent that failed, as its first try."""
-    again = message.forwarded({envelope.TOPIC: letter.topic}, without=(envelope.ATTEMPT, envelope.FIRST_FAILURE))
+    again = message.forwarded({TOPIC: letter.topic}, without=(ATTEMPT, FIRST_FAILURE))
     return _without_notes(again)
 
 
 def _affordable(headers: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Return as many headers as there is room for, the small ones first, and the names of the others."""
     kept: dict[str, Any] = {}
-    room = envelope.MAX_HEADER_BYTES
-    measured = sorted((*envelope.measure({name: value}), name) for name, value in headers.items())
+    room = MAX_HEADER_BYTES
+    measured = sorted((*measure({name: value}), name) for name, value in headers.items())
     for size, depth, name in measured:
         room -= size
-        if room >= 0 and depth <= envelope.MAX_HEADER_DEPTH:
+        if room >= 0 and depth <= MAX_HEADER_DEPTH:
             kept[name] = headers[name]
     dropped = ", ".join(name for name in headers if name not in kept)
     return kept, dropped if len(dropped) <= MAX_ERROR else dropped[: MAX_ERROR - 1] + "…"

@@ -9,10 +9,9 @@ routing key is a whole event. Source: CloudEvents 1.0.2, AMQP protocol binding; 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
 from uuid import uuid4
@@ -22,83 +21,29 @@ from pydantic_core import to_json
 
 from choreo.errors import EnvelopeError
 from choreo.event import Declaration, Event, declaration
-
-MAX_BODY: Final = 1024 * 1024  # bytes
-MAX_HEADERS: Final = 128  # entries
-# Bytes of all headers. They travel in one frame, of 128 KiB by default, and a dead letter needs room for its notes.
-MAX_HEADER_BYTES: Final = 64 * 1024
-MAX_HEADER_DEPTH: Final = 32  # tables and lists within each other
-MAX_TEXT: Final = 512  # characters of an id or another single header that choreo reads
-
-# Headers that choreo writes and reads, named here and nowhere else.
-CE: Final = "ce-"
-CORRELATION: Final = "choreo-correlation"
-CAUSATION: Final = "choreo-causation"
-HOPS: Final = "choreo-hops"
-VERSION: Final = "choreo-version"
-ATTEMPT: Final = "choreo-attempt"  # tries made before this delivery
-TOPIC: Final = "choreo-topic"  # the topic of an event that comes back from a delay or a replay
-FIRST_FAILURE: Final = "choreo-first-failure"
-TRACEPARENT: Final = "traceparent"
-TRACESTATE: Final = "tracestate"
+from choreo.message import (
+    ATTEMPT,
+    CAUSATION,
+    CE,
+    CORRELATION,
+    FIRST_FAILURE,
+    HOPS,
+    MAX_BODY,
+    MAX_HEADER_BYTES,
+    MAX_HEADER_DEPTH,
+    MAX_HEADERS,
+    MAX_TEXT,
+    TRACEPARENT,
+    TRACESTATE,
+    VERSION,
+    Message,
+    Reason,
+    measure,
+)
 
 _CE_PREFIXES: Final = (CE, "cloudEvents:", "cloudEvents_")
-# What the broker adds to a message it has dead-lettered or redelivered. Copied on, `x-death` makes brokers before 4.0.1
-# drop the message as a cycle, and CC/BCC would send it to further queues.
-_BROKERS_OWN: Final = frozenset(("x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"))
-_BROKERS_PREFIXES: Final = ("x-first-death-", "x-last-death-")
 
 E = TypeVar("E", bound=Event)
-
-
-class Reason(StrEnum):
-    """Why a message is dead-lettered."""
-
-    TOO_LARGE = "too-large"
-    CONTENT_TYPE = "content-type"
-    HEADERS = "headers"
-    UNDECODABLE = "undecodable"
-    INVALID = "invalid"
-    UNEXPECTED = "unexpected-topic"
-    FAILED = "failed"
-    EXHAUSTED = "exhausted"
-    UNDECLARED = "undeclared-event"
-    UNROUTABLE = "unroutable"
-    REFUSED = "refused"
-    LOOP = "loop"
-    CRASHED = "crashed"  # written by the broker: its delivery limit was reached
-    UNCLAIMED = "unclaimed"  # written by the broker: back from a delay, its queue was gone
-
-
-@dataclass(slots=True)
-class Message:
-    """A message as it stands on the wire: body, headers and the AMQP properties that survive a republish."""
-
-    body: bytes
-    headers: dict[str, Any] = field(default_factory=dict)
-    content_type: str | None = "application/json"
-    content_encoding: str | None = None
-    message_id: str | None = None
-    correlation_id: str | None = None
-    type: str | None = None
-    app_id: str | None = None
-    reply_to: str | None = None
-    priority: int | None = None
-    timestamp: datetime | None = None
-
-    def forwarded(self, headers: Mapping[str, Any], without: Collection[str] = ()) -> Message:
-        """Return a copy to publish again, without what the broker added to it, and with `headers` set.
-
-        Those named in `without` are taken out.
-        """
-        kept = {
-            key: value
-            for key, value in self.headers.items()
-            if key not in _BROKERS_OWN and not key.startswith(_BROKERS_PREFIXES)
-        }
-        for key in without:
-            kept.pop(key, None)
-        return replace(self, headers=kept | dict(headers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,25 +198,6 @@ def enclose(
         app_id=source,
         timestamp=now,
     )
-
-
-def measure(headers: Mapping[str, Any]) -> tuple[int, int]:
-    """Return about how many bytes `headers` take on the wire, and how many levels deep they are."""
-    size, deepest = 0, 0
-    rest = [(name, value, 1) for name, value in headers.items()]
-    while rest:
-        name, value, depth = rest.pop()
-        size += len(name) + 6
-        deepest = max(deepest, depth)
-        if isinstance(value, str | bytes | bytearray):
-            size += len(value)
-        elif isinstance(value, Mapping):
-            rest.extend((inner, each, depth + 1) for inner, each in value.items())
-        elif isinstance(value, list):
-            rest.extend(("", each, depth + 1) for each in value)
-        else:
-            size += 8
-    return size, deepest
 
 
 def new_id() -> str:

@@ -81,7 +81,7 @@ class PayloadError(ChoreoError):
 
 
 class EnvelopeError(PayloadError):
-    """A message that cannot be opened. `reason` is one of envelope.Reason and goes into the dead letter."""
+    """A message that cannot be opened. `reason` is one of message.Reason and goes into the dead letter."""
 
     def __init__(self, reason: str, message: str, way_out: str = "") -> None:
         super().__init__(message, way_out)

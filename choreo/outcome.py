@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from choreo.envelope import Reason
 from choreo.errors import EnvelopeError, PublishFailed, PublishRefused, UndeclaredEvent
+from choreo.message import Reason
 from choreo.reaction import Reaction
 
 # What a reaction emitted but the broker did not confirm is tried again on the same ladder as other failures: seconds

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from choreo.envelope import Message
 from choreo.errors import ChoreoError
+from choreo.message import Message
 from choreo.topology import Topology
 
 
@@ -19,9 +19,13 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The broker said no, the message is not stored: nothing is bound (`returned`), it cannot take it (`nacked`)."""
+    """The broker said no, the message is not stored.
 
-    reason: Literal["returned", "nacked"]
+    `returned`: nothing is bound for it. `nacked`: the broker cannot take it now. `rejected`: it never will, as there is
+    no such exchange, no permission, or the message is larger than it allows or than the protocol can say.
+    """
+
+    reason: Literal["returned", "nacked", "rejected"]
     detail: str
 
 
@@ -75,11 +79,14 @@ class Consumer(Protocol):
         """The name of the queue."""
         ...
 
-    async def acknowledge(self, delivery: Delivery) -> None:
-        """Tell the broker that `delivery` is done with. Nothing happens when the session is lost: it is redelivered."""
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Tell the broker that `delivery` is done with. Nothing happens when the session is lost: it is redelivered.
+
+        What is said in one turn of the event loop is written at its end.
+        """
         ...
 
-    async def requeue(self, delivery: Delivery) -> None:
+    def requeue(self, delivery: Delivery) -> None:
         """Give `delivery` back, to be delivered again."""
         ...
 

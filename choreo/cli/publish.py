@@ -15,7 +15,7 @@ from choreo.cli.options import Output, OutputOption, Url
 from choreo.cli.output import note, wait_for
 
 if TYPE_CHECKING:
-    from choreo.envelope import Message
+    from choreo.message import Message
     from choreo.operate.batch import Batch
     from choreo.operate.payload import Form
     from choreo.operate.sending import Pace, Tally

@@ -112,7 +112,7 @@ class Hands:
 
     async def settle(self, hand: Hand, delivery: Delivery) -> None:
         """Acknowledge one of the messages of `hand`, which is then gone."""
-        await delivery.consumer.acknowledge(delivery)
+        delivery.consumer.acknowledge(delivery)
         hand.settled += 1
         if hand.settled % UNHURRIED == 0:
             await self._stats()

@@ -10,9 +10,10 @@ from typing import Any, Final, Self
 
 from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, ValidationError
 
-from choreo.envelope import Message, enclose, explain, strict_json
+from choreo.envelope import enclose, explain, strict_json
 from choreo.errors import EnvelopeError, PayloadError, UnknownTopic, UsageError
 from choreo.event import MAX_TOPIC, TOPIC, Event, declaration, known
+from choreo.message import Message
 
 SOURCE: Final = "choreo-publish"  # what events published by hand say they come from
 

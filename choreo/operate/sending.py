@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from choreo import duration
-from choreo.envelope import Message
 from choreo.errors import ChoreoError, PartlyDone, PublishRefused, PublishUnknown, UsageError
+from choreo.message import Message
 from choreo.retry import LONGEST_DELAY
 from choreo.runtime.publisher import Publisher
 

@@ -21,8 +21,9 @@ from pamqp import commands
 from yarl import URL
 
 from choreo.broker_url import BrokerUrl
-from choreo.envelope import Message, new_id
+from choreo.envelope import new_id
 from choreo.errors import BrokerUnreachable, ChoreoError, ConfigurationError
+from choreo.message import Message
 from choreo.rabbit import translate
 from choreo.rabbit.settlements import Settlements
 from choreo.rabbit.wire import Properties
@@ -193,7 +194,7 @@ class RabbitSession:
         try:
             properties.marshal()
         except (ValueError, TypeError, RecursionError, struct.error) as error:
-            return Refused("nacked", f"it cannot be written: {error}")
+            return Refused("rejected", f"it cannot be written: {error}")
         alone, number = not self._in_flight, self._count + 1
         self._count = number
         done = self._in_flight[name] = asyncio.get_running_loop().create_future()
@@ -210,7 +211,7 @@ class RabbitSession:
         except amqp.ChannelNotFoundEntity:
             # The broker closes the channel for it, and with it goes the answer of whatever else was in flight.
             if alone and self._count == number:
-                return Refused("returned", f"there is no exchange {exchange!r}")
+                return Refused("rejected", f"there is no exchange {exchange!r}")
             raise
         except amqp.DeliveryError:
             return Refused("nacked", f"the broker could not store it for {exchange} {routing_key!r}")
@@ -272,7 +273,7 @@ class RabbitConsumer:
         reply = await _rpc(self._channel.basic_consume(self.queue, self._arrived))
         self._tag = reply.consumer_tag or ""
 
-    async def acknowledge(self, delivery: Delivery) -> None:
+    def acknowledge(self, delivery: Delivery) -> None:
         """Acknowledge, with all others of this turn of the loop.
 
         If the channel is gone, nothing happens: the broker has taken the delivery back already.
@@ -280,7 +281,7 @@ class RabbitConsumer:
         self._settlements.acknowledge(delivery.tag)
         self._write_soon()
 
-    async def requeue(self, delivery: Delivery) -> None:
+    def requeue(self, delivery: Delivery) -> None:
         """Give back with basic.nack, which from RabbitMQ 4.3 on does not count towards the delivery limit."""
         self._settlements.give_back(delivery.tag)
         self._write_soon()

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pamqp import commands
 
-from choreo.envelope import Message
+from choreo.message import Message
 
 _PERSISTENT: Final = b"\x02"
 

@@ -20,9 +20,9 @@ from typing import Any, Final
 
 import structlog
 
-from choreo import dead_letter, envelope
+from choreo import dead_letter
 from choreo.agent import Agent
-from choreo.envelope import Envelope, Message, Reason, derived_id, open_envelope, seal
+from choreo.envelope import Envelope, derived_id, open_envelope, seal
 from choreo.errors import (
     EnvelopeError,
     PublishFailed,
@@ -32,6 +32,7 @@ from choreo.errors import (
     UndeclaredEvent,
 )
 from choreo.event import Event, declaration
+from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
 from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Context, Reaction
 from choreo.topology import Names, return_key, topic_of
@@ -96,12 +97,12 @@ class Courier:
             failure = await self._try(case)
             while failure is not None:
                 failure = await self._recover(case, failure)
-            await delivery.consumer.acknowledge(delivery)
+            delivery.consumer.acknowledge(delivery)
         except _SessionLostError:
             return
         except asyncio.CancelledError:
             self._log(case).warning("cut off", next="given back, to be delivered again")
-            await delivery.consumer.requeue(delivery)
+            delivery.consumer.requeue(delivery)
             raise
 
     async def _try(self, case: _Case) -> BaseException | None:
@@ -155,7 +156,7 @@ class Courier:
         opened = case.envelope
         if opened is None:
             message = case.delivery.message
-            case.topic = case.topic or str(message.headers.get(envelope.TOPIC, ""))
+            case.topic = case.topic or str(message.headers.get(TOPIC, ""))
             opened = case.envelope = open_envelope(message, case.topic, max_body=self.max_body)
             case.tries, case.first_failure = opened.attempt, opened.first_failure
         reaction = case.reaction = self.agent.reaction_to(opened.topic)
@@ -287,10 +288,10 @@ class Courier:
         assert case.first_failure is not None
         return case.delivery.message.forwarded(
             {
-                envelope.ATTEMPT: case.tries,
-                envelope.TOPIC: case.topic,
-                envelope.FIRST_FAILURE: case.first_failure.isoformat(),
-                envelope.CE + "id": case.envelope.id,
+                ATTEMPT: case.tries,
+                TOPIC: case.topic,
+                FIRST_FAILURE: case.first_failure.isoformat(),
+                CE + "id": case.envelope.id,
             }
         )
 
@@ -307,7 +308,7 @@ class Courier:
             code_version=self.code_version,
         )
         if case.envelope is not None:
-            letter.headers[envelope.CE + "id"] = case.envelope.id  # also one that came without: --id can name it
+            letter.headers[CE + "id"] = case.envelope.id  # also one that came without: --id can name it
         await self._store(case, self.names.dead, self.agent.name, letter)
         self.counters.dead += 1
         self._log(case).warning("dead letter", reason=str(reason), error=_shown(error))

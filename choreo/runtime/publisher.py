@@ -11,9 +11,10 @@ from typing import Any, Self
 
 from choreo import duration
 from choreo.duration import Duration
-from choreo.envelope import Message, seal
+from choreo.envelope import seal
 from choreo.errors import PublishRefused, PublishUnknown, UsageError
 from choreo.event import Event, declaration
+from choreo.message import Message
 from choreo.rabbit import session as rabbit
 from choreo.retry import LONGEST_DELAY
 from choreo.settings import Settings, load

@@ -229,7 +229,7 @@ class Worker:
             # prefetch window for ever, nor become a loop without a pause.
             _logger.exception("delivery failed inside choreo", agent=courier.agent.name)
             await self._sleep(_DEFECT_PAUSE)
-            await delivery.consumer.requeue(delivery)
+            delivery.consumer.requeue(delivery)
 
     async def _drain(self, session: Session | None, consumers: Sequence[Consumer]) -> bool:
         self._change(State.DRAINING, f"draining for at most {self._settings.drain:g} s")
@@ -237,7 +237,7 @@ class Worker:
         for arrived in self._arrived.values():
             while not arrived.empty():
                 if (waiting := arrived.get_nowait()) is not None:
-                    await waiting[1].consumer.requeue(waiting[1])
+                    waiting[1].consumer.requeue(waiting[1])
             for _ in self._drainers:
                 arrived.put_nowait(None)
         finished = asyncio.ensure_future(asyncio.wait(self._drainers))

@@ -22,9 +22,10 @@ from pydantic import SecretStr, field_validator
 from choreo import dead_letter, outcome, topology
 from choreo.agent import Agent
 from choreo.dead_letter import DeadLetter
-from choreo.envelope import Envelope, Message, Reason, seal
+from choreo.envelope import Envelope, seal
 from choreo.errors import BrokerUnreachable, PublishRefused, UsageError
 from choreo.event import Event, upcast
+from choreo.message import Message, Reason
 from choreo.rabbit import session as rabbit
 from choreo.reaction import Context
 from choreo.retry import Retry

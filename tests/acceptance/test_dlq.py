@@ -21,9 +21,9 @@ import pytest
 from choreo import dead_letter
 from choreo.agent import Agent
 from choreo.broker_url import BrokerUrl
-from choreo.envelope import Message
 from choreo.errors import ChoreoError, PartlyDone
 from choreo.event import Event
+from choreo.message import Message
 from choreo.operate.dlq import DeadLetterQueue
 from choreo.rabbit.node import Node
 from choreo.rabbit.session import RabbitSession, connect
@@ -118,7 +118,7 @@ class Desk:
             await eventually(lambda: len(taken) >= count, what=f"{count} messages from {queue}")
             await consumer.cancel()
             for delivery in taken:
-                await consumer.acknowledge(delivery)
+                consumer.acknowledge(delivery)
             await self.ready(queue, 0)
         finally:
             await session.close()

@@ -15,7 +15,7 @@ import pytest
 
 from choreo.agent import Agent
 from choreo.broker_url import BrokerUrl
-from choreo.envelope import Message
+from choreo.message import Message
 from choreo.rabbit.node import Node
 from choreo.rabbit.session import RabbitSession, connect
 from choreo.topology import Binding, Names, Topology

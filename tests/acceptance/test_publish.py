@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from choreo.broker_url import BrokerUrl
-from choreo.envelope import Message
+from choreo.message import Message
 from choreo.rabbit.node import Node
 from choreo.rabbit.ports import Ports
 from choreo.rabbit.session import connect
@@ -98,7 +98,7 @@ class Listener:
             async with asyncio.timeout(timeout):
                 while len(heard) != count:
                     delivery = await arrived.get()
-                    await consumer.acknowledge(delivery)
+                    consumer.acknowledge(delivery)
                     if delivery.routing_key == END:
                         break
                     heard.append(delivery)

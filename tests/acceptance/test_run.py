@@ -25,7 +25,7 @@ import pytest
 
 from choreo.agent import Agent
 from choreo.broker_url import BrokerUrl
-from choreo.envelope import Message
+from choreo.message import Message
 from choreo.rabbit import session as rabbit
 from choreo.rabbit.node import Node
 from choreo.topology import Names, Topology

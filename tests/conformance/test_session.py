@@ -18,9 +18,9 @@ import pytest
 
 from choreo.agent import Agent
 from choreo.broker_url import BrokerUrl
-from choreo.envelope import Message
 from choreo.errors import AccessRefused, BrokerUnreachable, ChoreoError, ConfigurationError, TopologyMismatch
 from choreo.event import Event
+from choreo.message import Message
 from choreo.rabbit import session as rabbit
 from choreo.rabbit.node import Node
 from choreo.topology import Binding, Exchange, Names, Queue, Topology, return_key, schedule_key
@@ -250,7 +250,7 @@ async def test_no_more_than_the_prefetch_is_delivered(session: Session, box: Box
     consumer = await box.consume(session, prefetch=3)
     await eventually(lambda: box.holds(session, ready=7, consumers=1))
     await eventually(lambda: len(box.got) == 3)
-    await consumer.acknowledge(box.got[0])
+    consumer.acknowledge(box.got[0])
     await eventually(lambda: len(box.got) == 4)
     assert await box.holds(session, ready=6, consumers=1)
     assert box.bodies == [b"0", b"1", b"2", b"3"]
@@ -274,7 +274,7 @@ async def test_requeued_messages_come_again_in_their_order(session: Session, box
     await eventually(lambda: len(box.got) == 3)
     await consumer.cancel()
     for delivery in list(box.got):
-        await consumer.requeue(delivery)
+        consumer.requeue(delivery)
     await eventually(lambda: box.holds(session, ready=4, consumers=0))
     box.got.clear()
     await box.consume(session)
@@ -290,7 +290,7 @@ async def test_message_handed_back_often_is_still_there(session: Session, box: B
     consumer = await box.consume(session, prefetch=1)
     for times in range(1, 20):
         await eventually(partial(box.has, times))
-        await consumer.requeue(box.got[-1])
+        consumer.requeue(box.got[-1])
     await eventually(partial(box.has, 20))
     assert set(box.bodies) == {b"a"}
 
@@ -302,8 +302,8 @@ async def test_cancelled_consumer_keeps_what_it_has(session: Session, box: Box) 
     await eventually(lambda: len(box.got) == 2)
     await consumer.cancel()
     await box.fill(session, b"3")
-    await consumer.acknowledge(box.got[0])
-    await consumer.requeue(box.got[1])
+    consumer.acknowledge(box.got[0])
+    consumer.requeue(box.got[1])
     # A quorum queue counts the consumer for as long as it has something to settle.
     await eventually(lambda: box.holds(session, ready=2, consumers=0))
     await consumer.close()
@@ -316,7 +316,7 @@ async def test_closed_consumer_gives_everything_back(session: Session, box: Box)
     await box.fill(session, b"1", b"2", b"3")
     consumer = await box.consume(session)
     await eventually(lambda: len(box.got) == 3)
-    await consumer.acknowledge(box.got[1])
+    consumer.acknowledge(box.got[1])
     await consumer.close()
     await eventually(lambda: box.holds(session, ready=2, consumers=0))
 
@@ -328,7 +328,7 @@ async def test_acknowledged_before_close_is_acknowledged(open_session: Open, ses
     consumer = await box.consume(session, prefetch=300)
     await eventually(lambda: len(box.got) == 300)
     for delivery in box.got[:299]:
-        await consumer.acknowledge(delivery)
+        consumer.acknowledge(delivery)
     await session.close()
     await eventually(lambda: box.holds(other, ready=1, consumers=0))
 
@@ -344,9 +344,8 @@ async def test_each_delivery_is_settled_as_was_said_of_it(
     await eventually(partial(box.has, 1_000))
     await consumer.cancel()
     back = set(box.bodies[:300] if which == "the first ones" else random.Random(1).sample(box.bodies, 300))
-    await asyncio.gather(
-        *((consumer.requeue if each.message.body in back else consumer.acknowledge)(each) for each in box.got)
-    )
+    for each in box.got:
+        (consumer.requeue if each.message.body in back else consumer.acknowledge)(each)
     # The session stays open meanwhile: a broker forgets what a closed channel acknowledged and it has not got round to.
     other = await open_session()
     box.got.clear()
@@ -363,8 +362,8 @@ async def test_settling_after_the_end_does_nothing(open_session: Open, session: 
     consumer = await box.consume(session)
     await eventually(lambda: len(box.got) == 2)
     await session.close()
-    await consumer.acknowledge(box.got[0])
-    await consumer.requeue(box.got[1])
+    consumer.acknowledge(box.got[0])
+    consumer.requeue(box.got[1])
     await consumer.cancel()
     await consumer.close()
     other = await open_session()
@@ -586,7 +585,7 @@ async def test_alarm_and_death_of_a_node(fresh_node: Node, open_session: Open, n
     result = await session.publish(Message(b"3"), exchange=box.exchange, routing_key="here", timeout=1)
     assert isinstance(result, Unknown)
     assert "within 1 s" in result.detail
-    await consumer.acknowledge(box.got[0])
+    consumer.acknowledge(box.got[0])
     fresh_node.ctl("set_vm_memory_high_watermark", "0.4")
     await eventually(lambda: len(box.got) == 3)  # the unknown one was stored in the end
     await box.fill(session, b"4")

@@ -21,7 +21,7 @@ import pytest
 
 from choreo import dead_letter
 from choreo.broker_url import BrokerUrl
-from choreo.envelope import Message, Reason
+from choreo.message import Message, Reason
 from choreo.rabbit import session as rabbit
 from choreo.rabbit.node import Node
 from choreo.topology import LEVELS, Names

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from choreo import dead_letter
 from choreo.dead_letter import MAX_ERROR, MAX_TRACEBACK
-from choreo.envelope import Message, Reason, open_envelope
+from choreo.envelope import open_envelope
+from choreo.message import Message, Reason
 
 FIRST = datetime(2026, 1, 31, 12, tzinfo=UTC)
 BODY = b"\x00 not even JSON \xff"

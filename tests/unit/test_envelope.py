@@ -13,19 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from choreo.envelope import (
-    MAX_BODY,
-    MAX_HEADERS,
-    MAX_TEXT,
-    Message,
-    Reason,
-    derived_id,
-    new_id,
-    open_envelope,
-    seal,
-)
+from choreo.envelope import derived_id, new_id, open_envelope, seal
 from choreo.errors import EnvelopeError
 from choreo.event import Event, upcast
+from choreo.message import MAX_BODY, MAX_HEADERS, MAX_TEXT, Message, Reason
 
 
 class Paid(Event, topic="test-envelope.paid", version=2):

@@ -9,7 +9,6 @@ import pytest
 import tenacity
 
 from choreo.agent import Agent
-from choreo.envelope import Reason
 from choreo.errors import (
     EnvelopeError,
     PublishFailed,
@@ -19,6 +18,7 @@ from choreo.errors import (
     UndeclaredEvent,
 )
 from choreo.event import Event
+from choreo.message import Reason
 from choreo.outcome import PUBLISH_DELAYS, DeadLetter, Decision, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Reaction
 from choreo.retry import LONGEST_DELAY, Retry

@@ -9,8 +9,8 @@ from typing import cast
 
 import pytest
 
-from choreo.envelope import Message
 from choreo.errors import BrokerUnreachable, ChoreoError, PartlyDone, PublishRefused, PublishUnknown, UsageError
+from choreo.message import Message
 from choreo.operate.sending import WINDOW, Pace, Sending, Tally
 from choreo.runtime.publisher import Publisher
 
