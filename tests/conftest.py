@@ -27,6 +27,13 @@ ROOT = Path(os.environ["CHOREO_TEST_RABBITMQ_ROOT"]) if os.environ.get("CHOREO_T
 MISSING = "RabbitMQ was not found"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # Here, because pytest reads the options of the outermost conftest only.
+    group = parser.getgroup("faults")
+    group.addoption("--faults", choices=("short", "full", "long"), default="short", help="how often each fault happens")
+    group.addoption("--faults-report", type=Path, help="write the table to this Markdown file")
+
+
 def pytest_report_header() -> str:
     server = find_server(ROOT)
     if server is None:
