@@ -19,7 +19,7 @@ _TIMEOUT: Final = 30.0  # seconds for any one answer
 
 _START, _TUNE, _OPEN_OK, _CLOSE = (10, 10), (10, 30), (10, 41), (10, 50)
 _CHANNEL_OPEN_OK, _CHANNEL_CLOSE = (20, 11), (20, 40)
-_BIND_OK, _SELECT_OK = (50, 21), (85, 11)
+_DECLARE_OK, _BIND_OK, _SELECT_OK = (50, 11), (50, 21), (85, 11)
 _RETURN, _GET_OK, _GET_EMPTY, _ACK, _NACK = (60, 50), (60, 71), (60, 72), (60, 80), (60, 120)
 
 # In the order of their flags, highest bit first, with their size: -1 is a short string, -4 a table, others are bytes.
@@ -40,8 +40,26 @@ _PROPERTIES: Final = {
     "cluster_id": -1,
 }
 
-# Types of a field by their size on the wire as RabbitMQ reads them; -4 has a length of four bytes before it.
-_FIELDS: Final = dict(zip(b"tbBsuIildfDTVSxFA", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 5, 8, 0, -4, -4, -4, -4), strict=True))
+# The types of a field that RabbitMQ delivers, and how struct reads them; None has a length of four bytes before it.
+FIELDS: Final = {
+    "t": ">?",
+    "b": ">b",
+    "B": ">B",
+    "s": ">h",
+    "u": ">H",
+    "I": ">i",
+    "i": ">I",
+    "l": ">q",
+    "f": ">f",
+    "d": ">d",
+    "D": ">Bi",
+    "T": ">Q",
+    "V": ">",
+    "S": None,
+    "x": None,
+    "F": None,
+    "A": None,
+}
 
 
 class NotTakenError(Exception):
@@ -94,6 +112,12 @@ class RawChannel:
         self._method((50, 20), b"\x00\x00" + names + b"\x00" + sized(b""))
         self._expect(_BIND_OK)
 
+    def ready(self, queue: str) -> int:
+        """Return how many messages are ready in `queue`, which must exist."""
+        self._method((50, 10), b"\x00\x00" + short(queue.encode()) + b"\x01" + sized(b""))
+        _, counts = _cut_short(self._expect(_DECLARE_OK))
+        return int.from_bytes(counts[:4], "big")
+
     def send(self, exchange: str, key: bytes, properties: bytes, body: bytes) -> None:
         """Publish with `mandatory`, without waiting for the confirm. `properties`: flags and values, see `pack`."""
         self._sent += 1
@@ -145,7 +169,7 @@ class RawChannel:
         kind = struct.unpack(">HH", payload[:4])
         if kind in (_CLOSE, _CHANNEL_CLOSE, _RETURN):
             text, _ = _cut_short(payload[6:])
-            raise NotTakenError(f"{int.from_bytes(payload[4:6], 'big')} {text.decode()}")
+            raise NotTakenError(f"{int.from_bytes(payload[4:6], 'big')} {text.decode(errors='replace')}")
         if kind == _NACK:
             raise NotTakenError("nacked")
         return (kind[0], kind[1]), payload[4:]
@@ -194,14 +218,39 @@ def unpack(properties: bytes) -> dict[str, bytes]:
     return found
 
 
-def fields(table: bytes) -> dict[bytes, bytes]:
-    """Return the fields of a table by name; a field is the letter of its type and its bytes, without a length."""
+def fields(table: bytes) -> dict[bytes, tuple[str, bytes]]:
+    """Return the fields of a table by name: the letter of their type, and their bytes without a length."""
     found = {}
     while table:
         name, rest = _cut_short(table)
-        value, table = _cut(rest[1:], _FIELDS[rest[0]])
-        found[name] = rest[:1] + value
+        kind, content, table = _cut_field(rest)
+        found[name] = kind, content
     return found
+
+
+def meaning(kind: str, content: bytes) -> object:
+    """Return what a field says: integers alike whatever their width, floats too, everything else with its type."""
+    form = FIELDS[kind]
+    if form is not None:
+        values = struct.unpack(form, content)
+        family = "integer" if kind in "bBsuIil" else "float" if kind in "fd" else kind
+        return family, values
+    if kind == "F":
+        return kind, {name: meaning(*field) for name, field in fields(content).items()}
+    if kind == "A":
+        items = []
+        while content:
+            inner, item, content = _cut_field(content)
+            items.append(meaning(inner, item))
+        return kind, items
+    return kind, content
+
+
+def _cut_field(data: bytes) -> tuple[str, bytes, bytes]:
+    kind = chr(data[0])
+    form = FIELDS[kind]
+    content, rest = _cut(data[1:], -4 if form is None else struct.calcsize(form))
+    return kind, content, rest
 
 
 def _cut_short(data: bytes) -> tuple[bytes, bytes]:
