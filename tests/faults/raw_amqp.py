@@ -80,6 +80,7 @@ class RawChannel:
 
     def __init__(self, port: int, vhost: str = "/") -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else each confirm takes 80 ms [measured]
         self._reader = self._socket.makefile("rb")
         self._sent = 0
         self._unconfirmed: set[int] = set()
