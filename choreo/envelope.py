@@ -105,6 +105,10 @@ def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> 
             Reason.CONTENT_TYPE,
             f"the content encoding is {message.content_encoding!r:.60}, only plain UTF-8 is read",
         )
+    if message.unread is not None:
+        raise EnvelopeError(
+            Reason.HEADERS, f"the headers, {len(message.unread)} bytes, cannot be read as AMQP has them"
+        )
     headers = message.headers
     if len(headers) > MAX_HEADERS:
         raise EnvelopeError(Reason.HEADERS, f"the message has {len(headers)} headers, at most {MAX_HEADERS} are read")
@@ -322,5 +326,7 @@ def _time(headers: Mapping[str, Any], name: str) -> datetime | None:
         ) from None
 
 
-def _aware(time: datetime | None) -> datetime | None:
+def _aware(time: datetime | int | None) -> datetime | None:
+    if isinstance(time, int):
+        raise EnvelopeError(Reason.HEADERS, f"timestamp is {time}, a time that no calendar has")
     return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time

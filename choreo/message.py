@@ -57,7 +57,11 @@ class Reason(StrEnum):
 
 @dataclass(slots=True)
 class Message:
-    """A message as it stands on the wire: body, headers and the AMQP properties that survive a republish."""
+    """A message as it stands on the wire: body, headers and the AMQP properties that survive a republish.
+
+    Texts that came in another encoding than UTF-8 hold their bytes as surrogate escapes. `timestamp` is an int, seconds
+    since 1970, where no datetime reaches. `unread`: the bytes of headers that cannot be read.
+    """
 
     body: bytes
     headers: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +73,8 @@ class Message:
     app_id: str | None = None
     reply_to: str | None = None
     priority: int | None = None
-    timestamp: datetime | None = None
+    timestamp: datetime | int | None = None
+    unread: bytes | None = None
 
     def forwarded(self, headers: Mapping[str, Any], without: Collection[str] = ()) -> Message:
         """Return a copy to publish again, without what the broker added to it, and with `headers` set.
