@@ -138,8 +138,10 @@ class _Splitter(asyncio.StreamReaderProtocol):
         """Take what the socket has, cut anywhere."""
         if self._rest:
             data = self._rest + data
-        self._rest = b"" if self._plain else data[self._split(data) :]
+        if not self._plain:
+            data = self._rest = data[self._split(data) :]
         if self._plain:
+            self._rest = b""
             self._reader.feed_data(data)
         elif self._owners and self._now() - self._last_beat > _BEAT_EVERY:
             # A broker that has deliveries to send sends no heartbeats; aiormq sees neither and would give it up.
