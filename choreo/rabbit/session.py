@@ -59,7 +59,7 @@ async def connect(brokers: Sequence[BrokerUrl], *, name: str, fast: bool = True)
 
 async def _open(broker: BrokerUrl, name: str, *, fast: bool) -> RabbitSession:
     context = _tls(broker)
-    receiver, sender = (Lane(), Lane()) if fast else (None, None)
+    receiver, sender = (Lane(broker.heartbeat), Lane(broker.heartbeat)) if fast else (None, None)
     consuming = await _connection(broker, context, f"{name} (consuming)", receiver)
     opened = [consuming]
     try:

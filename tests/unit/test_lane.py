@@ -19,6 +19,7 @@ from choreo.rabbit.lane.consuming import Consuming
 from choreo.rabbit.lane.protocol import Lane, _Splitter
 from choreo.rabbit.lane.publishing import Publishing
 from choreo.transport import Confirmed, Consumer, Delivery, Publication, Refused, Unknown
+from tests.waiting import eventually
 
 FRAME_MAX = 4096
 
@@ -26,8 +27,8 @@ FRAME_MAX = 4096
 class Wire:
     """A lane without a socket: what is written, and what is left for aiormq."""
 
-    def __init__(self) -> None:
-        self.lane = Lane()
+    def __init__(self, heartbeat: float = 0) -> None:
+        self.lane = Lane(heartbeat)
         self.reader = asyncio.StreamReader()
         self.splitter = _Splitter(self.lane, self.reader, asyncio.get_running_loop())
         self.written = b""
@@ -183,6 +184,27 @@ async def test_traffic_of_the_lane_counts_as_a_sign_of_life() -> None:
     Consuming(wire.lane, 5, cast("Consumer", None), lambda _: None)
     wire.receive(delivery(1, b"x"))
     assert bytes(wire.reader._buffer) == frames.BEAT  # type: ignore[attr-defined]
+
+
+async def test_silent_connection_is_given_up_after_two_heartbeats() -> None:
+    """As long as anything comes it is kept, however little."""
+    ended: list[Exception | None] = []
+
+    class Line(asyncio.Transport):
+        def abort(self) -> None:
+            wire.splitter.connection_lost(None)
+            ended.append(wire.reader.exception())
+
+    wire = Wire(heartbeat=0.1)
+    began = asyncio.get_running_loop().time()
+    wire.splitter.connection_made(Line())
+    for _ in range(5):
+        await asyncio.sleep(0.08)
+        wire.receive(frames.BEAT)
+    assert not ended
+    await eventually(lambda: ended, within=2)
+    assert "two heartbeats" in str(ended[0])
+    assert asyncio.get_running_loop().time() - began >= 0.4 + 0.2
 
 
 class Broker:

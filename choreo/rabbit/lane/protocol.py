@@ -36,6 +36,7 @@ from choreo.rabbit.lane.frames import (
 )
 
 _BEAT_EVERY: Final = 1.0  # seconds
+_LOOKS: Final = 4  # in a row without a byte, half a heartbeat apart: two heartbeats of the broker have not come
 
 
 class Owner(Protocol):
@@ -61,11 +62,14 @@ class Owner(Protocol):
 class Lane(TransportFactory):
     """One connection's lane, given to aiormq as its transport factory; `take` gives it the channels.
 
-    `blocked` is the broker's reason for not reading from us, if it has one; `full` says that the socket takes no more.
+    `heartbeat`: seconds; after two of them without a byte the connection is given up, which aiormq does after three and
+    a bit. `blocked` is the broker's reason for not reading from us, if it has one; `full` says that the socket takes no
+    more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, heartbeat: float) -> None:
         check()
+        self.heartbeat = heartbeat
         self.blocked: str | None = None
         self.full = False
         self.owners: dict[int, Owner] = {}  # by channel
@@ -133,9 +137,31 @@ class _Splitter(asyncio.StreamReaderProtocol):
         self._rest = b""
         self._plain = False  # what answers speaks no AMQP: aiormq will say so
         self._last_beat = 0.0
+        self._silent = 0  # looks in a row
+        self._silence: ConnectionError | None = None
+        self._next_look: asyncio.TimerHandle | None = None
+        self._later = loop.call_later
+        self._line: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to listen."""
+        super().connection_made(transport)
+        self._line = transport
+        if self._lane.heartbeat:
+            self._next_look = self._later(self._lane.heartbeat / 2, self._look)
+
+    def _look(self) -> None:
+        # Counted in looks and not in seconds: a loop that was blocked meanwhile is not the broker's silence.
+        self._silent += 1
+        if self._silent > _LOOKS and isinstance(self._line, asyncio.WriteTransport):
+            self._silence = ConnectionError(f"silent for {2 * self._lane.heartbeat:g} s, two heartbeats")
+            self._line.abort()
+        else:
+            self._next_look = self._later(self._lane.heartbeat / 2, self._look)
 
     def data_received(self, data: bytes) -> None:
         """Take what the socket has, cut anywhere."""
+        self._silent = 0
         if self._rest:
             data = self._rest + data
         if not self._plain:
@@ -219,6 +245,9 @@ class _Splitter(asyncio.StreamReaderProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the owners first: what they wait for will not come."""
+        if self._next_look is not None:
+            self._next_look.cancel()
+        exc = exc or self._silence
         self._lane.close(0, str(exc) if exc else "")
         super().connection_lost(exc)
 
