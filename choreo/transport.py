@@ -129,6 +129,10 @@ class Session(Protocol):
         """
         ...
 
+    def watch_blocked(self, callback: Callable[[str | None], None]) -> None:
+        """Call `callback` with the broker's reason when it takes no publishes for a while, with None when it does."""
+        ...
+
     async def stats(self, queue: str) -> QueueStats | None:
         """Return what AMQP shows of `queue`, None when there is no such queue."""
         ...

@@ -109,6 +109,7 @@ class RabbitSession:
         self._consuming = consuming
         self._publishing = publishing
         self._receiver = receiver
+        self._sender = sender
         frame_max = _underlay(publishing).connection_tune.frame_max
         self._publisher: Any = lane.Publishing(sender, frame_max) if sender else plain.Publishing()
         self._consumers: list[RabbitConsumer] = []
@@ -168,6 +169,11 @@ class RabbitSession:
             message, exchange=exchange, routing_key=routing_key, timeout=timeout, mandatory=mandatory
         )
         return answer
+
+    def watch_blocked(self, callback: Callable[[str | None], None]) -> None:
+        """Call `callback` when the broker blocks publishers, and when it stops to; a plain session does not know."""
+        if self._sender is not None:
+            self._sender.on_blocked = callback
 
     async def stats(self, queue: str) -> QueueStats | None:
         """Ask for `queue` without declaring it; one at a time, as aiormq reuses the number of a closing channel."""

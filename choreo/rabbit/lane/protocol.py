@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import ssl
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, Final, Protocol
 
@@ -72,6 +73,7 @@ class Lane(TransportFactory):
         self.heartbeat = heartbeat
         self.blocked: str | None = None
         self.full = False
+        self.on_blocked: Callable[[str | None], None] = lambda _: None
         self.owners: dict[int, Owner] = {}  # by channel
         self._transport: asyncio.WriteTransport | None = None
 
@@ -102,9 +104,18 @@ class Lane(TransportFactory):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frames)
 
-    def change(self, **state: Any) -> None:
-        """Set `blocked` or `full`, and tell the owners."""
-        vars(self).update(state)
+    def block(self, reason: str | None) -> None:
+        """Note that the broker does not read from us, or does again, and tell whoever wants to know."""
+        self.blocked = reason
+        self._changed()
+        self.on_blocked(reason)
+
+    def fill(self, *, full: bool) -> None:
+        """Note that the socket takes no more, or does again."""
+        self.full = full
+        self._changed()
+
+    def _changed(self) -> None:
         for owner in tuple(self.owners.values()):
             owner.writable()
 
@@ -239,9 +250,9 @@ class _Splitter(asyncio.StreamReaderProtocol):
         if number == CONNECTION_CLOSE:
             self._lane.close(*_reason(payload[4:]))
         elif number == CONNECTION_BLOCKED:
-            self._lane.change(blocked=short(payload, 4)[0])
+            self._lane.block(short(payload, 4)[0])
         elif number == CONNECTION_UNBLOCKED:
-            self._lane.change(blocked=None)
+            self._lane.block(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the owners first: what they wait for will not come."""
@@ -254,12 +265,12 @@ class _Splitter(asyncio.StreamReaderProtocol):
     def pause_writing(self) -> None:
         """Hold publishes back: what is written now would pile up in memory."""
         super().pause_writing()
-        self._lane.change(full=True)
+        self._lane.fill(full=True)
 
     def resume_writing(self) -> None:
         """Let publishes go on."""
         super().resume_writing()
-        self._lane.change(full=False)
+        self._lane.fill(full=False)
 
 
 class _Content:
