@@ -6,6 +6,7 @@ Rooms below are imported inside the commands, so that `choreo --help` does not w
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -53,6 +54,8 @@ def _options(
 
 def main() -> None:
     """Run the command line, and end with one of the exit codes that `choreo --help` lists."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a message may hold texts that are no UTF-8
     try:
         app(prog_name="choreo")
     except ChoreoError as error:
