@@ -126,12 +126,13 @@ def test_deliveries_and_foreign_frames_arrive_whole_wherever_the_stream_is_cut(
     asyncio.run(play())
 
 
-async def test_contents_of_two_channels_may_be_interleaved() -> None:
+@pytest.mark.parametrize("length", [0, 3, 9000])
+async def test_contents_of_two_channels_may_be_interleaved(length: int) -> None:
     """Frames of one message are in order on its channel; those of other channels may come between them."""
     wire, got = Wire(), list[Delivery]()
     for channel in (5, 6):
         Consuming(wire.lane, channel, cast("Consumer", None), got.append)
-    first, second = delivery(1, b"x" * 9000, channel=5), delivery(1, b"y" * 9000, channel=6)
+    first, second = delivery(1, b"x" * length, channel=5), delivery(1, b"y" * length, channel=6)
     pieces: list[list[bytes]] = []
     for data in (first, second):
         split = []
@@ -141,7 +142,8 @@ async def test_contents_of_two_channels_may_be_interleaved() -> None:
             data = data[size:]  # noqa: PLW2901 - what is left of it
         pieces.append(split)
     wire.receive(b"".join(part for pair in zip(*pieces, strict=True) for part in pair), [100, 4200, 9000])
-    assert [each.message.body for each in got] == [b"x" * 9000, b"y" * 9000]
+    assert [each.message.body for each in got] == [b"x" * length, b"y" * length]
+    assert [each.tag for each in got] == [1, 1]
 
 
 async def test_settlements_are_written_once_per_turn_of_the_loop() -> None:

@@ -219,11 +219,18 @@ class _Splitter(asyncio.StreamReaderProtocol):
                 return behind if self._method(owner, number, channel, payload) else None
             # Method, header and body mostly arrive together, the body in one piece.
             if len(data) - behind > CONTENT.size:
-                _, _, size, _, _, length = CONTENT.unpack_from(data, behind)
-                body = behind + size + OVERHEAD + 7
-                after: int = body + length + 1
-                if length > 0 and after <= len(data) and data[body - 7] == BODY and _size(data, body) == length:
-                    owner.content(payload, data[behind + 19 : body - 8], data[body : after - 1])
+                kind, its, size, _, _, length = CONTENT.unpack_from(data, behind)
+                body = behind + size + OVERHEAD
+                after: int = body + length + OVERHEAD
+                if (
+                    kind == HEADER
+                    and its == channel
+                    and length > 0
+                    and after <= len(data)
+                    and FRAME.unpack_from(data, body) == (BODY, channel, length)
+                    and data[body - 1] == data[after - 1] == END
+                ):
+                    owner.content(payload, data[behind + CONTENT.size : body - 1], data[body + 7 : after - 1])
                     return after
             self._begun[channel] = _Content(payload)
             return behind
@@ -292,11 +299,6 @@ class _Content:
         else:
             self.body += data[position + 7 : behind - 1]
         return len(self.body) >= self._length
-
-
-def _size(data: bytes, body: int) -> int:
-    """Return the size of the frame whose payload begins at `body`."""
-    return int.from_bytes(data[body - 4 : body])
 
 
 def _reason(payload: bytes) -> tuple[int, str]:

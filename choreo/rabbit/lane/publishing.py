@@ -195,12 +195,9 @@ class Publishing:
             each.end(Refused("nacked", f"the broker could not store it for {place}"))
 
     def _out_of_time(self, each: _Publish, timeout: float) -> None:
-        if not each.frames:
-            each.end(Unknown(f"no confirmation within {timeout:g} s"))
-        elif self._lane.blocked:
-            each.end(Unknown(f"not sent within {timeout:g} s, as the broker blocks publishers: {self._lane.blocked}"))
-        else:
-            each.end(Unknown(f"not sent within {timeout:g} s, as the connection takes no more"))
+        what = f"not sent within {timeout:g} s" if each.frames else f"no confirmation within {timeout:g} s"
+        why = f": the broker blocks publishers, {self._lane.blocked}" if self._lane.blocked else ""
+        each.end(Unknown(f"{what}{why}"))
 
 
 def _refused(code: int, reason: str, in_flight: list[_Publish]) -> list[_Publish]:
