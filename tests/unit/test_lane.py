@@ -126,8 +126,10 @@ def test_deliveries_and_foreign_frames_arrive_whole_wherever_the_stream_is_cut(
     asyncio.run(play())
 
 
+@pytest.mark.parametrize("cuts", [[], [100, 4200, 9000]])
+@pytest.mark.parametrize("in_turn", [True, False])
 @pytest.mark.parametrize("length", [0, 3, 9000])
-async def test_contents_of_two_channels_may_be_interleaved(length: int) -> None:
+async def test_contents_of_two_channels_may_be_interleaved(length: int, in_turn: bool, cuts: list[int]) -> None:
     """Frames of one message are in order on its channel; those of other channels may come between them."""
     wire, got = Wire(), list[Delivery]()
     for channel in (5, 6):
@@ -141,7 +143,11 @@ async def test_contents_of_two_channels_may_be_interleaved(length: int) -> None:
             split.append(data[:size])
             data = data[size:]  # noqa: PLW2901 - what is left of it
         pieces.append(split)
-    wire.receive(b"".join(part for pair in zip(*pieces, strict=True) for part in pair), [100, 4200, 9000])
+    if in_turn:
+        stream = [part for pair in zip(*pieces, strict=True) for part in pair]
+    else:  # both methods, then all that belongs to the first, then all that belongs to the second
+        stream = [pieces[0][0], pieces[1][0], *pieces[0][1:], *pieces[1][1:]]
+    wire.receive(b"".join(stream), cuts)
     assert [each.message.body for each in got] == [b"x" * length, b"y" * length]
     assert [each.tag for each in got] == [1, 1]
 
