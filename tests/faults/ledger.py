@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Start = Callable[..., "Running"]
 T = TypeVar("T")
 
+BOTH: Final = ("payment", "shop")
 PREFETCH: Final = 100
 BATCH: Final = 2_000  # publishes at once
 AT_ONCE: Final = 65_535  # deliveries that are not settled, the most that AMQP can say
@@ -57,7 +58,7 @@ from pathlib import Path
 file = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 async def pace(agent):
-    while not Path("go").exists():
+    while not Path(f"go-{agent}").exists():
         await asyncio.sleep(0.01)
     await asyncio.sleep(float(os.environ[f"PACE_{agent.upper()}"]))
 
@@ -239,13 +240,15 @@ class Ledger:
         self.workers.remove(worker)
         return worker.wait(45)
 
-    def go(self) -> None:
-        """Let the reactions go on."""
-        (self.project / "go").touch()
+    def go(self, *agents: str) -> None:
+        """Let the reactions go on, of both agents if none is named."""
+        for agent in agents or BOTH:
+            (self.project / f"go-{agent}").touch()
 
-    def hold(self) -> None:
+    def hold(self, *agents: str) -> None:
         """Have the reactions wait before their effect."""
-        (self.project / "go").unlink()
+        for agent in agents or BOTH:
+            (self.project / f"go-{agent}").unlink()
 
     def place(self, count: int, *, timeout: float = 30) -> list[float]:
         """Publish so many more orders, and return how many seconds each waited for its answer, at most `timeout`."""
@@ -368,11 +371,11 @@ class Ledger:
                         found.reasons.add(dead_letter.read(delivery.message, agent="payment").reason)
             return found
 
-        dead = map(self.names.dlq, ("payment", "shop"))
+        dead = map(self.names.dlq, BOTH)
         return await inside(self._work()), await inside(self._levels()), await inside(dead)
 
     def _work(self) -> Iterator[str]:
-        return map(self.names.queue, ("payment", "shop"))
+        return map(self.names.queue, BOTH)
 
     def _levels(self) -> Iterator[str]:
         return map(self.names.level, range(LEVELS))

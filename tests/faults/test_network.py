@@ -10,7 +10,7 @@ import pytest
 
 from choreo.rabbit.node import Node
 from tests.faults.conftest import Scale
-from tests.faults.ledger import CONSUMING, LOST, PREFETCH, Ledger, Start, said
+from tests.faults.ledger import BOTH, CONSUMING, LOST, PREFETCH, Ledger, Start, said
 from tests.faults.proxy import Proxy
 from tests.faults.report import Row
 
@@ -66,7 +66,7 @@ def test_a_network_that_fails_costs_nothing_but_duplicates(
         pytest.skip("takes half a minute; make faults runs it")
     ledger = Ledger(project, start_choreo, node.url, namespace, pace=(0.05, 0.1))
     with Proxy(node.port) as proxy:
-        workers = ledger.start("payment", "shop", url=proxy.url, processes=repetitions)
+        workers = ledger.start(*BOTH, url=proxy.url, processes=repetitions)
         ledger.place(ORDERS * repetitions)
         ledger.go()
         ledger.goes_on("shop", 1)
