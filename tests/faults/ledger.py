@@ -131,7 +131,8 @@ class Balance:
 
     `astray`: those that are not where they belong, or at two places (such as handled, and a dead letter as well), or
     whose copies have another id than the first. `duplicated`: effects and dead letters beyond the one that is due.
-    `unknown`: publishes without an answer. They may be stored, and are no part of `confirmed`.
+    `unknown`: publishes without an answer. They may be stored, and are no part of `confirmed`. `missing`: the orders
+    that are lost.
     """
 
     confirmed: int
@@ -142,6 +143,7 @@ class Balance:
     astray: int
     duplicated: int
     unknown: int = 0
+    missing: tuple[int, ...] = ()
 
     @property
     def lost(self) -> int:
@@ -167,6 +169,7 @@ class Balance:
         counts = [f"{self.handled:,} handled"]
         counts += [f"{number:,} {name}" for name in ("dead", "queued", "delayed") if (number := getattr(self, name))]
         account = f"{self.confirmed:,} confirmed = {' + '.join(counts)}"
+        account += f"; lost are {', '.join(map(str, self.missing[:20]))}" * bool(self.missing)
         account += f"; {self.astray} not where they belong" * bool(self.astray)
         account += f"; {self.unknown} more without an answer" * bool(self.unknown)
         return Row(
@@ -318,6 +321,7 @@ class Ledger:
             astray=len(astray) + len(dead.reasons - {Reason.FAILED}) + sum(count > 1 for count in ids.values()),
             duplicated=again + len(dead.orders) - len(set(dead.orders)),
             unknown=len(self._unknown),
+            missing=tuple(sorted(self._confirmed - handled - buried - queued - later)),
         )
 
     def with_session(self, work: Callable[[Session], Awaitable[T]]) -> T:
