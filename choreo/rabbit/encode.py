@@ -28,6 +28,11 @@ _TIMESTAMP: Final = 1 << 6
 _TYPE: Final = 1 << 5
 _APP_ID: Final = 1 << 3
 
+_LENGTH: Final = struct.Struct(">I")
+_MAX_NAMES: Final = 4096
+
+_names: dict[str, bytes] = {}  # header names repeat from message to message
+
 
 def properties(message: Message, message_id: str | None) -> bytes:
     """Return flags and values, with `message_id` in place of the message's own.
@@ -65,8 +70,22 @@ def properties(message: Message, message_id: str | None) -> bytes:
 
 def table(fields: dict[str, Any]) -> bytes:
     """Return a field table: its length in bytes, then name and value of each field."""
-    content = b"".join(short(name) + _value(value) for name, value in fields.items())
-    return struct.pack(">I", len(content)) + content
+    parts = []
+    for name, value in fields.items():
+        parts.append(_names.get(name) or _name(name))
+        if type(value) is str:  # by far the commonest
+            content = value.encode("utf-8", "surrogateescape")
+            parts += (b"S", _LENGTH.pack(len(content)), content)
+        else:
+            parts.append(_value(value))
+    whole = b"".join(parts)
+    return _LENGTH.pack(len(whole)) + whole
+
+
+def _name(name: str) -> bytes:
+    if len(_names) >= _MAX_NAMES:
+        _names.clear()
+    return _names.setdefault(name, short(name))
 
 
 def _value(value: Any) -> bytes:  # noqa: C901 - one case per type of the protocol
@@ -110,7 +129,7 @@ def _timestamp(value: datetime | int) -> bytes:
 
 
 def _sized(kind: bytes, content: bytes) -> bytes:
-    return kind + struct.pack(">I", len(content)) + content
+    return kind + _LENGTH.pack(len(content)) + content
 
 
 def short(text: str) -> bytes:
