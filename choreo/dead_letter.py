@@ -73,10 +73,11 @@ def write(
         "last-failure": now.isoformat(),
         "code-version": code_version,
     }
-    letter = _without_notes(message.forwarded({TOPIC: topic}))
+    letter = _without_notes(message.forwarded({}, without=(TOPIC,)))
     size, depth = measure(letter.headers)
     if size > MAX_HEADER_BYTES or depth > MAX_HEADER_DEPTH:
         letter.headers, notes["dropped-headers"] = _affordable(letter.headers)
+    letter.headers[TOPIC] = topic  # after the dropping: without it a replay would have no topic
     letter.headers[FIRST_FAILURE] = (first_failure or now).isoformat()
     if message.unread is not None:
         letter.unread, letter.headers[_PREFIX + "headers"] = None, bytearray(message.unread[:MAX_HEADER_BYTES])

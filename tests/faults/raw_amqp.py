@@ -80,6 +80,7 @@ class RawChannel:
 
     def __init__(self, port: int, vhost: str = "/") -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=_TIMEOUT)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else each confirm takes 80 ms [measured]
         self._reader = self._socket.makefile("rb")
         self._sent = 0
         self._unconfirmed: set[int] = set()
@@ -115,7 +116,7 @@ class RawChannel:
     def ready(self, queue: str) -> int:
         """Return how many messages are ready in `queue`, which must exist."""
         self._method((50, 10), b"\x00\x00" + short(queue.encode()) + b"\x01" + sized(b""))
-        _, counts = _cut_short(self._expect(_DECLARE_OK))
+        _, counts = cut_short(self._expect(_DECLARE_OK))
         return int.from_bytes(counts[:4], "big")
 
     def send(self, exchange: str, key: bytes, properties: bytes, body: bytes) -> None:
@@ -142,8 +143,8 @@ class RawChannel:
         if kind == _GET_EMPTY:
             return None
         assert kind == _GET_OK, kind
-        _, rest = _cut_short(arguments[9:])  # delivery tag and redelivered stand before the exchange
-        key, _ = _cut_short(rest)
+        _, rest = cut_short(arguments[9:])  # delivery tag and redelivered stand before the exchange
+        key, _ = cut_short(rest)
         kind_of_frame, header = self._read()
         assert kind_of_frame == _HEADER
         size, body = int.from_bytes(header[4:12], "big"), bytearray()
@@ -168,7 +169,7 @@ class RawChannel:
         assert kind_of_frame == _METHOD, kind_of_frame
         kind = struct.unpack(">HH", payload[:4])
         if kind in (_CLOSE, _CHANNEL_CLOSE, _RETURN):
-            text, _ = _cut_short(payload[6:])
+            text, _ = cut_short(payload[6:])
             raise NotTakenError(f"{int.from_bytes(payload[4:6], 'big')} {text.decode(errors='replace')}")
         if kind == _NACK:
             raise NotTakenError("nacked")
@@ -178,7 +179,7 @@ class RawChannel:
         self._write(_METHOD, channel, struct.pack(">HH", *kind) + arguments)
 
     def _write(self, kind: int, channel: int, payload: bytes) -> None:
-        self._socket.sendall(struct.pack(">BHI", kind, channel, len(payload)) + payload + _END)
+        self._socket.sendall(frame(kind, channel, payload))
 
     def _read(self) -> tuple[int, bytes]:
         head = self._reader.read(7)
@@ -186,6 +187,11 @@ class RawChannel:
             raise NotTakenError("the broker closed the connection without a word")
         kind, _, size = struct.unpack(">BHI", head)
         return kind, self._reader.read(size + 1)[:-1]
+
+
+def frame(kind: int, channel: int, payload: bytes) -> bytes:
+    """Return a frame: 1 is a method, 2 a content header, 3 a piece of a body."""
+    return struct.pack(">BHI", kind, channel, len(payload)) + payload + _END
 
 
 def short(content: bytes) -> bytes:
@@ -222,7 +228,7 @@ def fields(table: bytes) -> dict[bytes, tuple[str, bytes]]:
     """Return the fields of a table by name: the letter of their type, and their bytes without a length."""
     found = {}
     while table:
-        name, rest = _cut_short(table)
+        name, rest = cut_short(table)
         kind, content, table = _cut_field(rest)
         found[name] = kind, content
     return found
@@ -253,13 +259,14 @@ def _cut_field(data: bytes) -> tuple[str, bytes, bytes]:
     return kind, content, rest
 
 
-def _cut_short(data: bytes) -> tuple[bytes, bytes]:
+def cut_short(data: bytes) -> tuple[bytes, bytes]:
+    """Return the short string that `data` begins with, and what follows it."""
     return data[1 : 1 + data[0]], data[1 + data[0] :]
 
 
 def _cut(data: bytes, size: int) -> tuple[bytes, bytes]:
     if size == -1:
-        return _cut_short(data)
+        return cut_short(data)
     if size == -4:
         size, data = int.from_bytes(data[:4], "big"), data[4:]
     return data[:size], data[size:]

@@ -48,11 +48,10 @@ _VALUES: Final = (
     ("type", _NOT_UTF_8, None),
     ("type", _CONTROL, None),
     ("reply_to", _NOT_UTF_8, None),
-    ("reply_to", b"amq.rabbitmq.reply-to", None),
     ("priority", b"\x00", None),
     ("priority", b"\xff", None),
     ("timestamp", struct.pack(">Q", 0), None),
-    ("timestamp", struct.pack(">Q", 253_402_300_800), Reason.HEADERS),  # the first second of the year 10000
+    ("timestamp", struct.pack(">Q", 1_700_000_000_000), None),  # in milliseconds, as from many a JavaScript
     ("timestamp", struct.pack(">Q", 2**62), Reason.HEADERS),
     ("timestamp", struct.pack(">Q", 2**63), Reason.HEADERS),
     ("timestamp", struct.pack(">Q", 2**64 - 1), Reason.HEADERS),
