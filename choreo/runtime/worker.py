@@ -17,9 +17,10 @@ import tenacity
 from choreo.agent import Agent
 from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.runtime.delivery import Counters, Courier
+from choreo.runtime.window import Turns, Window
 from choreo.settings import Settings
 from choreo.topology import Names, Topology
-from choreo.transport import Connect, Consumer, Delivery, Session
+from choreo.transport import Connect, Delivery, Session
 
 _BACKOFF: Final = tenacity.wait_exponential_jitter(multiplier=0.2, exp_base=1.5, max=30, jitter=0.2)
 _SHORT_LIFE: Final = 10.0  # seconds
@@ -125,17 +126,14 @@ class Worker:
         only_unreachable = tenacity.retry_if_exception_type(BrokerUnreachable)
         live = await self._connected(only_unreachable, tenacity.stop_after_delay(self._settings.wait))
         while live is not None:
-            session, consumers = live
+            session, windows = live
             began = time.monotonic()
-            self._change(State.CONSUMING, f"consuming from {', '.join(each.queue for each in consumers)}")
+            self._change(State.CONSUMING, f"consuming from {', '.join(each.queue for each in windows)}")
             try:
-                narrow = self._short_lives > 1
-                await self._first_of(self._stop, session.lost, timeout=_SHORT_LIFE + 1 if narrow else None)
+                await self._first_of(self._stop, session.lost, *(each.failed for each in windows))
                 if self._stop.is_set():
-                    return await self._drain(session, consumers)
-                if not session.lost.done():  # what ended sessions is gone: the next one has its whole window again
-                    await session.close()
-                self._lost(session)
+                    return await self._drain(session, windows)
+                await self._lost(session, windows)
             finally:
                 await session.close()
             # A session that is lost again as soon as it is there must not become a storm of connections.
@@ -144,7 +142,7 @@ class Worker:
             live = await self._connected(tenacity.retry_if_exception_type(ChoreoError), tenacity.stop_never)
         return await self._drain(None, [])
 
-    async def _connected(self, retry: Any, stop: Any) -> tuple[Session, list[Consumer]] | None:
+    async def _connected(self, retry: Any, stop: Any) -> tuple[Session, list[Window]] | None:
         """Connect, declare and consume, again and again as `retry` and `stop` allow. None: stopped meanwhile."""
         tries = tenacity.AsyncRetrying(
             retry=retry, stop=stop, wait=_BACKOFF, reraise=True, sleep=self._sleep, before_sleep=self._not_connected
@@ -161,14 +159,28 @@ class Worker:
                 return live.result()
         return None
 
-    async def _live_session(self) -> tuple[Session, list[Consumer]]:
+    async def _live_session(self) -> tuple[Session, list[Window]]:
         session = await self._connect()
+        turns = Turns(len(self.agents))
+        windows = [self._window(session, agent, turns) for agent in self.agents]
         try:
             await session.declare(self._topology)
-            return session, [await self._consume(session, agent) for agent in self.agents]
+            for window in windows:
+                await window.open()
         except BaseException:
-            await session.close()
+            await self._abandon(session, windows)
             raise
+        return session, windows
+
+    def _window(self, session: Session, agent: Agent, turns: Turns) -> Window:
+        arrived = self._arrived[agent.name]
+        return Window(
+            session,
+            self._names.queue(agent.name),
+            self._settings.prefetch,
+            turns,
+            on_delivery=lambda delivery: arrived.put_nowait((session, delivery)),
+        )
 
     async def _sleep(self, seconds: float) -> None:
         await self._first_of(self._stop, timeout=seconds)
@@ -181,24 +193,22 @@ class Worker:
             self._change(State.WAITING, f"{message} (attempt {state.attempt_number})")
         _logger.warning("not connected", error=message, attempt=state.attempt_number, next_try_in=round(pause, 1))
 
-    def _lost(self, session: Session) -> None:
+    async def _lost(self, session: Session, windows: Sequence[Window]) -> None:
         """Note that the session is gone: what arrived on it and has not begun will arrive again."""
+        failed = [each.failed.exception() for each in windows if each.failed.done()]
+        error = session.lost.result() if session.lost.done() else next(filter(None, failed))
+        self._change(State.WAITING, error.message if isinstance(error, ChoreoError) else repr(error))
+        _logger.warning("session lost", error=str(error), server=session.server.version)
+        await self._abandon(session, windows)
         for arrived in self._arrived.values():
             while not arrived.empty():
                 arrived.get_nowait()
-        error = session.lost.result()
-        self._change(State.WAITING, error.message)
-        _logger.warning("session lost", error=str(error), server=session.server.version)
 
-    async def _consume(self, session: Session, agent: Agent) -> Consumer:
-        arrived = self._arrived[agent.name]
-        return await session.consume(
-            self._names.queue(agent.name),
-            # Whatever is held when a session ends counts as delivered once more. Where one message ends each session,
-            # its neighbours must not reach the delivery limit with it.
-            prefetch=1 if self._short_lives > 1 else self._settings.prefetch,
-            on_delivery=lambda delivery: arrived.put_nowait((session, delivery)),
-        )
+    @staticmethod
+    async def _abandon(session: Session, windows: Sequence[Window]) -> None:
+        for window in windows:
+            window.abandon()
+        await session.close()
 
     def _start_drainers(self) -> None:
         """Start as many tasks per agent as may run at once; they live as long as the worker."""
@@ -231,9 +241,9 @@ class Worker:
             await self._sleep(_DEFECT_PAUSE)
             delivery.consumer.requeue(delivery)
 
-    async def _drain(self, session: Session | None, consumers: Sequence[Consumer]) -> bool:
+    async def _drain(self, session: Session | None, windows: Sequence[Window]) -> bool:
         self._change(State.DRAINING, f"draining for at most {self._settings.drain:g} s")
-        await asyncio.gather(*(consumer.cancel() for consumer in consumers))
+        await asyncio.gather(*(window.cancel() for window in windows))
         for arrived in self._arrived.values():
             while not arrived.empty():
                 if (waiting := arrived.get_nowait()) is not None:

@@ -1336,27 +1336,3 @@ async def test_thread_that_hangs_takes_no_place_from_the_others(stage: Stage) ->
         await eventually(lambda: {"fine", "paid 6"} <= set(got), within=5)
     finally:
         release.set()
-
-
-async def test_narrow_window_does_not_outlast_its_cause(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After sessions lost at once the prefetch is 1; a session that holds ends that: work is parallel again."""
-    monkeypatch.setattr("choreo.runtime.worker._SHORT_LIFE", 0.5)
-    payment = stage.agent()
-    gate, running = asyncio.Event(), set[str]()
-
-    @payment.on
-    async def charge(placed: Placed) -> None:
-        running.add(placed.order)
-        await gate.wait()
-
-    worker = await stage.play(payment, concurrency=4)
-    worker._short_lives = 5
-    for _ in range(2):
-        async with await aio_pika.connect(stage.settings.url.get_secret_value()) as connection:
-            await (await connection.channel()).queue_delete(stage.names.queue(payment.name))
-        await eventually(lambda: not worker.ready)
-        await eventually(lambda: worker.ready)
-    for order in ("1", "2", "3"):
-        await stage.place(order)
-    await eventually(lambda: len(running) == 3, within=8, what="three at once")
-    gate.set()
