@@ -17,12 +17,35 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from choreo.message import DELIVERY_COUNT
+from choreo.reaction import Reaction
 from choreo.transport import Consumer, Delivery, OnDelivery, Session
 
+# Seconds. A broker closes the channel of a consumer that holds a delivery longer than its consumer_timeout, 30 minutes
+# unless set otherwise, and looks once in a minute. Source: RabbitMQ, Consumers, "Delivery Acknowledgement Timeout".
+LONGEST_HOLD: Final = 28 * 60.0
 SUSPECT: Final = 2  # times that a delivery came back unsettled
 _QUIET: Final = 0.1  # seconds without a delivery, after which nothing in the queue has come back
 _GOODBYE: Final = 3.0  # seconds for a subscription that is being made when the worker stops
 _PATIENCE: Final = 60.0  # seconds that a suspect waits for others; a broker takes back what is held for too long
+
+
+def longest_way(reaction: Reaction, publish_timeout: float) -> float:
+    """Return the seconds that a delivery of `reaction` may take once it has begun.
+
+    That is every try in this process, and the last word, each with the confirmation of what it emits.
+    """
+    tries = 1 + (reaction.retry.immediate if reaction.retry is not None else 0)
+    return (tries + (reaction.otherwise is not None)) * (reaction.timeout + publish_timeout)
+
+
+def affordable(prefetch: int, concurrency: int, longest: float) -> int:
+    """Return how many deliveries may be held, so that the last is settled in time even if all take `longest` seconds.
+
+    One more than that is held when a window opens, since the delivery of the narrow one may still run. Never fewer than
+    can run at once.
+    """
+    rounds = int(LONGEST_HOLD / longest) if longest else prefetch + 1
+    return min(prefetch, max(concurrency, concurrency * rounds - 1))
 
 
 def came_back(delivery: Delivery) -> int:

@@ -17,7 +17,7 @@ import tenacity
 from choreo.agent import Agent
 from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.runtime.delivery import Counters, Courier
-from choreo.runtime.window import Turns, Window
+from choreo.runtime.window import Turns, Window, affordable, longest_way
 from choreo.settings import Settings
 from choreo.topology import Names, Topology
 from choreo.transport import Connect, Delivery, Session
@@ -58,6 +58,7 @@ class Worker:
         self._topology = Topology.of(self.agents, settings.namespace)
         self._couriers: dict[str, Courier] = {}
         self._arrived: dict[str, asyncio.Queue[tuple[Session, Delivery] | None]] = {}
+        self._prefetch = {agent.name: self._affordable(agent) for agent in self.agents}
         self._drainers: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._abort = asyncio.Event()
@@ -172,12 +173,22 @@ class Worker:
             raise
         return session, windows
 
+    def _affordable(self, agent: Agent) -> int:
+        """Return how many deliveries `agent` may hold: the setting, or fewer if its deadlines are long."""
+        wanted, concurrency = self._settings.prefetch, self._settings.concurrency
+        longest = max((longest_way(each, self._settings.publish_timeout) for each in agent.reactions), default=0.0)
+        found = affordable(wanted, concurrency, longest)
+        if found < wanted:
+            why = f"a delivery may take {longest:g} s, and the broker takes back what is held for half an hour"
+            _logger.info("prefetch narrowed", agent=agent.name, prefetch=found, setting=wanted, why=why)
+        return found
+
     def _window(self, session: Session, agent: Agent, turns: Turns) -> Window:
         arrived = self._arrived[agent.name]
         return Window(
             session,
             self._names.queue(agent.name),
-            self._settings.prefetch,
+            self._prefetch[agent.name],
             turns,
             on_delivery=lambda delivery: arrived.put_nowait((session, delivery)),
         )

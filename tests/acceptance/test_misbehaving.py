@@ -111,3 +111,29 @@ async def compute(placed: Placed) -> None:
     running.send(signal.SIGTERM)
     assert running.wait() == 0
     assert len(logged(running, "event loop blocked")) == 1
+
+
+def test_long_deadlines_narrow_the_window(stage: Stage) -> None:
+    """Two at once that may take a quarter of an hour each: more than those two would be held for too long. It is said
+    once."""
+    running = stage.run(
+        """
+agent = Agent("NAME", timeout="15m")
+
+@agent.on
+async def wait(placed: Placed) -> None:
+    print("begun", placed.order, flush=True)
+    await asyncio.sleep(3600)
+""",
+        "--concurrency",
+        "2",
+        "--drain",
+        "0s",
+    )
+    for order in "1234":
+        stage.send(order)
+    running.wait_for("begun", times=2)
+    running.send(signal.SIGTERM)
+    assert running.wait() == 75
+    (line,) = logged(running, "prefetch narrowed")
+    assert (line["prefetch"], line["setting"]) == (2, 100)

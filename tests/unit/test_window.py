@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
+import choreo
+from choreo.event import Event
 from choreo.message import DELIVERY_COUNT, Message
-from choreo.runtime.window import SUSPECT, Turns, Window, came_back
+from choreo.retry import Retry
+from choreo.runtime.window import SUSPECT, Turns, Window, affordable, came_back, longest_way
 from choreo.transport import Delivery, OnDelivery
 from tests.waiting import eventually
 
@@ -110,6 +113,65 @@ async def play(scenes: list[Scene], fake: FakeQueue, prefetch: int = 10, turns: 
     scenes.append(Scene(fake, prefetch, turns))
     await scenes[-1].window.open()
     return scenes[-1].agent
+
+
+class Placed(Event, topic="test-window.placed"):
+    pass
+
+
+class Gone(Event, topic="test-window.gone"):
+    pass
+
+
+class Busy(Exception):
+    """What policies below name."""
+
+
+def gave_up(placed: Placed, error: Exception) -> Gone:
+    return Gone()
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        ({}, 40),
+        ({"timeout": "20m"}, 1210),
+        ({"retry": Retry(on=Busy, attempts=5, immediate=2)}, 120),
+        ({"retry": Retry(on=Busy, attempts=1), "otherwise": gave_up}, 80),
+        ({"retry": Retry(on=Busy, immediate=1), "otherwise": gave_up, "timeout": 5}, 45),
+    ],
+    ids=["plain", "timeout", "immediate", "otherwise", "all"],
+)
+def test_longest_way_of_a_delivery_counts_everything_that_happens_in_the_process(
+    options: dict[str, Any], seconds: float
+) -> None:
+    """Each try and the last word may take the deadline, and what they emit the publish timeout of 10 s here."""
+    shop = choreo.Agent("shop")
+
+    @shop.on(**options)
+    async def work(placed: Placed) -> None: ...
+
+    assert longest_way(shop.reactions[0], publish_timeout=10) == seconds
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "concurrency", "longest", "held"),
+    [
+        (100, 16, 40, 100),  # the defaults: 42 rounds
+        (1000, 16, 40, 16 * 42 - 1),
+        (100, 16, 560, 47),  # three rounds, and one delivery more while the window opens
+        (100, 16, 900, 16),  # one round: as many as can run at once
+        (100, 16, 100_000, 16),  # one that no window helps
+        (4, 16, 100_000, 4),
+        (100, 1, 1680, 1),
+        (100, 1, 0, 100),  # an agent without reactions
+    ],
+)
+def test_window_is_no_wider_than_the_broker_is_patient(
+    prefetch: int, concurrency: int, longest: float, held: int
+) -> None:
+    """Whatever waits in the window must be settled before the broker takes it back, half an hour by default."""
+    assert affordable(prefetch, concurrency, longest) == held
 
 
 def wide(fake: FakeQueue) -> bool:
