@@ -113,9 +113,14 @@ class _Subscription:
         self._on_delivery = on_delivery
         self._consumer: Consumer | None = None
         self._cancelled = False
+        self._prefetch = 0
+
+    @property
+    def hungry(self) -> bool:
+        return not self._cancelled and self.held + len(self.suspects) < self._prefetch
 
     async def open(self, session: Session, queue: str, prefetch: int) -> None:
-        self.queue = queue
+        self.queue, self._prefetch = queue, prefetch
         self._consumer = await session.consume(queue, prefetch=prefetch, on_delivery=self._arrived)
 
     def hand_on(self, delivery: Delivery) -> None:
@@ -194,6 +199,13 @@ class Window:
         """Done when the window cannot go on; the session is of no use then."""
         assert self._work is not None
         return self._work
+
+    @property
+    def mark(self) -> object:
+        """Something that changes with each delivery; None while none can come: the window is full, or changing."""
+        if self._changing.locked() or not self._subscriptions or not self._subscriptions[-1].hungry:
+            return None
+        return self._subscriptions[-1], self._subscriptions[-1].arrivals
 
     async def cancel(self) -> None:
         """Ask for no more deliveries, and give back those that were set aside. The others stay to be settled."""

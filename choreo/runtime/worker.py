@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import structlog
 import tenacity
 
 from choreo.agent import Agent
 from choreo.errors import BrokerUnreachable, ChoreoError
+from choreo.runtime import lookout
 from choreo.runtime.delivery import Counters, Courier
 from choreo.runtime.window import Turns, Window, affordable, longest_way
 from choreo.settings import Settings
@@ -45,10 +46,12 @@ class Worker:
     """Runs `agents` until it is told to stop.
 
     `connect` opens a session with the broker. `state`, and `status` in words, tell the truth at any time; `watch` calls
-    back on each change.
+    back on each change. `look_every`: seconds between two looks at whether the broker still delivers.
     """
 
-    def __init__(self, agents: Sequence[Agent], settings: Settings, connect: Connect) -> None:
+    def __init__(
+        self, agents: Sequence[Agent], settings: Settings, connect: Connect, look_every: float = lookout.PERIOD
+    ) -> None:
         self.agents = tuple(agents)
         self.state = State.STARTING
         self.status = "starting"
@@ -58,6 +61,8 @@ class Worker:
         self._topology = Topology.of(self.agents, settings.namespace)
         self._couriers: dict[str, Courier] = {}
         self._arrived: dict[str, asyncio.Queue[tuple[Session, Delivery] | None]] = {}
+        self._look_every = look_every
+        self._windows: list[Window] = []  # of the session at hand
         self._prefetch = {agent.name: self._affordable(agent) for agent in self.agents}
         self._drainers: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
@@ -125,25 +130,26 @@ class Worker:
         # At the start: patient for `wait` seconds if nobody answers, not at all with a refusal. Later a refusal may be
         # mended too, and is waited out like everything else.
         only_unreachable = tenacity.retry_if_exception_type(BrokerUnreachable)
-        live = await self._connected(only_unreachable, tenacity.stop_after_delay(self._settings.wait))
-        while live is not None:
-            session, windows = live
+        session = await self._connected(only_unreachable, tenacity.stop_after_delay(self._settings.wait))
+        while session is not None:
             began = time.monotonic()
-            self._change(State.CONSUMING, f"consuming from {', '.join(each.queue for each in windows)}")
+            self._change(State.CONSUMING, f"consuming from {', '.join(each.queue for each in self._windows)}")
+            watch = asyncio.create_task(lookout.watch(session, self._windows, self._look_every))
             try:
-                await self._first_of(self._stop, session.lost, *(each.failed for each in windows))
+                await self._first_of(self._stop, session.lost, watch, *(each.failed for each in self._windows))
                 if self._stop.is_set():
-                    return await self._drain(session, windows)
-                await self._lost(session, windows)
+                    return await self._drain(session)
+                await self._lost(session, watch)
             finally:
+                watch.cancel()
                 await session.close()
             # A session that is lost again as soon as it is there must not become a storm of connections.
             self._short_lives = self._short_lives + 1 if time.monotonic() - began < _SHORT_LIFE else 0
             await self._sleep(min(0.1 * 2**self._short_lives, 1.0) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-            live = await self._connected(tenacity.retry_if_exception_type(ChoreoError), tenacity.stop_never)
-        return await self._drain(None, [])
+            session = await self._connected(tenacity.retry_if_exception_type(ChoreoError), tenacity.stop_never)
+        return await self._drain(None)
 
-    async def _connected(self, retry: Any, stop: Any) -> tuple[Session, list[Window]] | None:
+    async def _connected(self, retry: Any, stop: Any) -> Session | None:
         """Connect, declare and consume, again and again as `retry` and `stop` allow. None: stopped meanwhile."""
         tries = tenacity.AsyncRetrying(
             retry=retry, stop=stop, wait=_BACKOFF, reraise=True, sleep=self._sleep, before_sleep=self._not_connected
@@ -160,18 +166,18 @@ class Worker:
                 return live.result()
         return None
 
-    async def _live_session(self) -> tuple[Session, list[Window]]:
+    async def _live_session(self) -> Session:
         session = await self._connect()
         turns = Turns(len(self.agents))
-        windows = [self._window(session, agent, turns) for agent in self.agents]
+        self._windows = [self._window(session, agent, turns) for agent in self.agents]
         try:
             await session.declare(self._topology)
-            for window in windows:
+            for window in self._windows:
                 await window.open()
         except BaseException:
-            await self._abandon(session, windows)
+            await self._abandon(session)
             raise
-        return session, windows
+        return session
 
     def _affordable(self, agent: Agent) -> int:
         """Return how many deliveries `agent` may hold: the setting, or fewer if its deadlines are long."""
@@ -204,21 +210,21 @@ class Worker:
             self._change(State.WAITING, f"{message} (attempt {state.attempt_number})")
         _logger.warning("not connected", error=message, attempt=state.attempt_number, next_try_in=round(pause, 1))
 
-    async def _lost(self, session: Session, windows: Sequence[Window]) -> None:
-        """Note that the session is gone: what arrived on it and has not begun will arrive again."""
-        failed = [each.failed.exception() for each in windows if each.failed.done()]
+    async def _lost(self, session: Session, watch: asyncio.Task[NoReturn]) -> None:
+        """Note that the session is gone or useless: what arrived on it and has not begun will arrive again."""
+        failed = [each.exception() for each in (watch, *(window.failed for window in self._windows)) if each.done()]
         error = session.lost.result() if session.lost.done() else next(filter(None, failed))
         self._change(State.WAITING, error.message if isinstance(error, ChoreoError) else repr(error))
         _logger.warning("session lost", error=str(error), server=session.server.version)
-        await self._abandon(session, windows)
+        await self._abandon(session)
         for arrived in self._arrived.values():
             while not arrived.empty():
                 arrived.get_nowait()
 
-    @staticmethod
-    async def _abandon(session: Session, windows: Sequence[Window]) -> None:
-        for window in windows:
+    async def _abandon(self, session: Session) -> None:
+        for window in self._windows:
             window.abandon()
+        self._windows = []
         await session.close()
 
     def _start_drainers(self) -> None:
@@ -252,9 +258,9 @@ class Worker:
             await self._sleep(_DEFECT_PAUSE)
             delivery.consumer.requeue(delivery)
 
-    async def _drain(self, session: Session | None, windows: Sequence[Window]) -> bool:
+    async def _drain(self, session: Session | None) -> bool:
         self._change(State.DRAINING, f"draining for at most {self._settings.drain:g} s")
-        await asyncio.gather(*(window.cancel() for window in windows))
+        await asyncio.gather(*(window.cancel() for window in self._windows))
         for arrived in self._arrived.values():
             while not arrived.empty():
                 if (waiting := arrived.get_nowait()) is not None:
