@@ -30,9 +30,11 @@ FIRST_FAILURE: Final = "choreo-first-failure"
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
 
+DELIVERY_COUNT: Final = "x-delivery-count"  # the broker's: how often a message came back unsettled
+
 # What the broker adds to a message it has dead-lettered or redelivered. Copied on, `x-death` makes brokers before 4.0.1
 # drop the message as a cycle, and CC/BCC would send it to further queues.
-_BROKERS_OWN: Final = frozenset(("x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"))
+_BROKERS_OWN: Final = frozenset(("x-death", DELIVERY_COUNT, "x-acquired-count", "CC", "BCC"))
 _BROKERS_PREFIXES: Final = ("x-first-death-", "x-last-death-")
 
 

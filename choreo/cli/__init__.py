@@ -22,7 +22,7 @@ app = typer.Typer(
     name="choreo",
     help="Event choreography on RabbitMQ: run agents, publish events, look at queues, mend what failed.",
     epilog="Exit codes: 0 done or drained, 1 failed or findings, 2 usage, 3 partly done, 65 invalid payload,"
-    " 69 broker unreachable, 75 deadline passed, 78 configuration, 130 interrupted.",
+    " 69 broker unreachable, 70 event loop blocked, 75 deadline passed, 78 configuration, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
