@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aiormq import exceptions as amqp
@@ -80,14 +80,18 @@ class Consuming:
 class Publishing:
     """Publishes on `channel`; the same surface as the lane's."""
 
-    def __init__(self) -> None:
-        self._channel: AbstractChannel | None = None
+    def __init__(self, on_nack: Callable[[], None]) -> None:
+        self._on_nack = on_nack
         self._in_flight: dict[str, asyncio.Future[None]] = {}
         self._count = 0
 
     def use(self, channel: AbstractChannel) -> None:
         """Publish on `channel` from now on."""
-        self._channel = channel
+        self.channel = channel
+
+    async def settled(self) -> None:
+        """Return when everything that was asked for has its answer."""
+        await asyncio.gather(*self._in_flight.values())
 
     def end(self, reason: str) -> None:
         """Do nothing: aiormq ends what waits on a connection that ends."""
@@ -123,9 +127,8 @@ class Publishing:
         alone, number = not self._in_flight, self._count + 1
         self._count = number
         done = self._in_flight[name] = asyncio.get_running_loop().create_future()
-        assert self._channel is not None, "there is a channel before there is a session"
         try:
-            await self._channel.basic_publish(
+            await self.channel.basic_publish(
                 message.body,
                 exchange=exchange,
                 routing_key=routing_key,
@@ -140,6 +143,7 @@ class Publishing:
                 return Refused("missing", f"there is no exchange {exchange!r}")
             raise
         except amqp.DeliveryError:
+            self._on_nack()
             return Refused("nacked", f"the broker could not store it for {exchange} {routing_key!r}")
         finally:
             del self._in_flight[name]

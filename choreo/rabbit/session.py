@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -36,6 +36,7 @@ from choreo.transport import (
 
 RPC_TIMEOUT: Final = 30.0  # seconds that a declaration may take; a busy cluster elects a quorum queue's leader slowly
 _GONE: Final = "the connection was lost before the confirmation"
+RENEWAL: Final = 1.0  # seconds, at least, between two channels that publish
 CLOSE_TIMEOUT: Final = 3.0  # seconds for the goodbye; a broker that is gone does not answer it
 
 T = TypeVar("T")
@@ -110,19 +111,19 @@ class RabbitSession:
         self._publishing = publishing
         self._receiver = receiver
         self._sender = sender
-        frame_max = _underlay(publishing).connection_tune.frame_max
-        self._publisher: Any = lane.Publishing(sender, frame_max) if sender else plain.Publishing()
+        self._publisher = self._new_publisher()
         self._consumers: list[RabbitConsumer] = []
         self._asking = asyncio.Lock()
         self._left: set[AbstractChannel] = set()  # channels that we close ourselves: the session goes on without them
-        self._opening: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._renewed = -RENEWAL
         self.lost: asyncio.Future[ChoreoError] = asyncio.get_running_loop().create_future()
         properties = _underlay(consuming).server_properties
         self.server = Server(str(properties.get("product", "unknown")), str(properties.get("version", "unknown")))
 
     async def prepare(self) -> None:
         """Open the channel that publishes, and watch both connections."""
-        await self._open_publisher()
+        await self._open_publisher(self._publisher)
         self._consuming.close_callbacks.add(self._on_connection_closed)
         self._publishing.close_callbacks.add(self._on_publishing_closed)
 
@@ -165,10 +166,9 @@ class RabbitSession:
         self, message: Message, *, exchange: str, routing_key: str, timeout: float, mandatory: bool = True
     ) -> Awaitable[Publication]:
         """Publish with confirm; see transport.Session."""
-        answer: Awaitable[Publication] = self._publisher.publish(
+        return self._publisher.publish(
             message, exchange=exchange, routing_key=routing_key, timeout=timeout, mandatory=mandatory
         )
-        return answer
 
     def watch_blocked(self, callback: Callable[[str | None], None]) -> None:
         """Call `callback` when the broker blocks publishers, and when it stops to; a plain session does not know."""
@@ -199,10 +199,57 @@ class RabbitSession:
         self._publisher.end(_GONE)
         self._end(BrokerUnreachable("the session was closed"))
 
-    async def _open_publisher(self, number: int | None = None) -> None:
+    def _new_publisher(self) -> lane.Publishing | plain.Publishing:
+        if self._sender is None:
+            return plain.Publishing(self._renew_publisher_soon)
+        frame_max = _underlay(self._publishing).connection_tune.frame_max
+        return lane.Publishing(self._sender, frame_max, self._renew_publisher_soon)
+
+    async def _open_publisher(
+        self, publisher: lane.Publishing | plain.Publishing, number: int | None = None
+    ) -> AbstractChannel:
         channel = await self._channel(self._publishing, number, confirms=True)
-        self._publisher.use(channel)
-        channel.closing.add_done_callback(partial(self._on_publisher_closed, channel))
+        publisher.use(channel)
+        channel.closing.add_done_callback(partial(self._on_publisher_closed, publisher, channel))
+        return channel
+
+    def _on_publisher_closed(
+        self, publisher: lane.Publishing | plain.Publishing, channel: AbstractChannel, _: asyncio.Future[Any]
+    ) -> None:
+        if channel not in self._left and self._publishing.transport is not None:
+            self._in_background(self._open_publisher(publisher, channel.number))
+
+    def _renew_publisher_soon(self) -> None:
+        """Publish on another channel after a nack.
+
+        RabbitMQ 3.10: a channel whose first publish finds a quorum queue without a leader, its node being down, refuses
+        all later ones too, long after the election [measured: 3.10.8; 4.0.5 and 4.3.6 do not].
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._renewed >= RENEWAL and not self.lost.done():
+            self._renewed = now
+            self._in_background(self._renew_publisher())
+
+    async def _renew_publisher(self) -> None:
+        before, publisher = self._publisher, self._new_publisher()
+        await self._open_publisher(publisher)
+        self._publisher = publisher
+        await before.settled()
+        self._left.add(before.channel)
+        await _quietly(before.channel.close())
+
+    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do `work` on the publishing channel; that it cannot be done is the end of the session."""
+
+        async def do() -> None:
+            try:
+                await work
+            except ChoreoError as error:
+                self._end(error)
+
+        task = asyncio.create_task(do())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _channel(
         self, connection: aio_pika.Connection, number: int | None = None, *, confirms: bool = False
@@ -221,16 +268,6 @@ class RabbitSession:
     def _on_publishing_closed(self, connection: Any, error: BaseException | None = None) -> None:
         self._publisher.end(_GONE)
         self._on_connection_closed(connection, error)
-
-    def _on_publisher_closed(self, channel: AbstractChannel, _: asyncio.Future[Any]) -> None:
-        if self._publishing.transport is not None and _underlay(self._publishing).is_opened:
-            self._opening = asyncio.ensure_future(self._open_publisher_again(channel.number))
-
-    async def _open_publisher_again(self, number: int) -> None:
-        try:
-            await self._open_publisher(number)
-        except ChoreoError as error:
-            self._end(error)
 
     def _on_channel_closed(self, channel: AbstractChannel, closing: asyncio.Future[Any]) -> None:
         if channel in self._left:

@@ -220,8 +220,12 @@ class Broker:
 
     def __init__(self) -> None:
         self.wire = Wire()
-        self.publishing = Publishing(self.wire.lane, FRAME_MAX)
+        self.nacks = 0
+        self.publishing = Publishing(self.wire.lane, FRAME_MAX, self.nacked)
         self.publishing.use(cast("AbstractChannel", Channel()))
+
+    def nacked(self) -> None:
+        self.nacks += 1
 
     async def publish(self, *keys: str, message: Message | None = None, timeout: float = 5) -> list[Any]:
         answers = [
@@ -270,6 +274,7 @@ async def test_each_publish_gets_its_own_answer() -> None:
     broker.say(commands.Basic.Ack(0, multiple=True))
     assert results(answers) == ["Confirmed", "returned", "Confirmed", "nacked", "returned", "Confirmed"]
     assert not broker.publishing._in_flight
+    assert broker.nacks == 1
 
 
 async def test_late_return_is_not_taken_for_that_of_a_later_publish() -> None:

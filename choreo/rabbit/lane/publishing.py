@@ -11,6 +11,7 @@ import asyncio
 import re
 import struct
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from aiormq.abc import AbstractChannel
@@ -63,9 +64,10 @@ class Publishing:
     While it is closed, or the connection takes nothing, publishes wait up to their deadline.
     """
 
-    def __init__(self, lane: Lane, frame_max: int) -> None:
+    def __init__(self, lane: Lane, frame_max: int, on_nack: Callable[[], None]) -> None:
         self._lane = lane
-        self._channel = 0
+        self._on_nack = on_nack
+        self._number = 0
         self._frame_max = frame_max or _USUAL_FRAME_MAX
         self._loop = asyncio.get_running_loop()
         self._open = False
@@ -78,8 +80,8 @@ class Publishing:
 
     def use(self, channel: AbstractChannel) -> None:
         """Publish on `channel` from now on: it is open, with confirms on."""
-        self._channel, self._open, self._count = channel.number, True, 0
-        self._lane.take(self._channel, self)
+        self.channel, self._number, self._open, self._count = channel, channel.number, True, 0
+        self._lane.take(self._number, self)
         self.writable()
 
     def publish(
@@ -100,6 +102,12 @@ class Publishing:
         self._waiting.append(each)
         self.writable()
         return each.answer
+
+    async def settled(self) -> None:
+        """Return when everything that was asked for has its answer."""
+        answers = [each.answer for each in (*self._in_flight.values(), *self._waiting)]
+        if answers:
+            await asyncio.wait(answers)
 
     def end(self, reason: str) -> None:
         """Answer everything that has no answer, and whatever is asked for from now on, with `reason`."""
@@ -159,12 +167,12 @@ class Publishing:
         if method is None:
             if len(self._templates) >= _MAX_TEMPLATES:
                 self._templates.clear()
-            method = frames.method(self._channel, frames.publish(each.exchange, each.routing_key, mandatory=mandatory))
+            method = frames.method(self._number, frames.publish(each.exchange, each.routing_key, mandatory=mandatory))
             self._templates[key] = method
         properties = encode.properties(message, each.message_id)
         if len(properties) + _HEADER_OVERHEAD > self._frame_max:
             raise ValueError(f"its headers take {len(properties)} bytes, more than a frame of {self._frame_max} holds")
-        return method + b"".join(frames.content(self._channel, properties, message.body, self._frame_max))
+        return method + b"".join(frames.content(self._number, properties, message.body, self._frame_max))
 
     def _write(self) -> None:
         self._writing = False
@@ -193,6 +201,7 @@ class Publishing:
         else:
             place = f"{each.exchange} {each.routing_key!r}"
             each.end(Refused("nacked", f"the broker could not store it for {place}"))
+            self._on_nack()
 
     def _out_of_time(self, each: _Publish, timeout: float) -> None:
         what = f"not sent within {timeout:g} s" if each.frames else f"no confirmation within {timeout:g} s"
