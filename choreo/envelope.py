@@ -36,6 +36,7 @@ from choreo.message import (
     TRACEPARENT,
     TRACESTATE,
     VERSION,
+    FarTime,
     Message,
     Reason,
     measure,
@@ -319,14 +320,17 @@ def _time(headers: Mapping[str, Any], name: str) -> datetime | None:
     if value is None:
         return None
     try:
-        return _aware(value if isinstance(value, datetime) else datetime.fromisoformat(value))
+        return _aware(value if isinstance(value, datetime | FarTime) else datetime.fromisoformat(value))
     except (TypeError, ValueError):
         raise EnvelopeError(
             Reason.HEADERS, f"{name} is {value!r:.60}, not a time such as 2026-01-31T12:00:00Z"
         ) from None
 
 
-def _aware(time: datetime | int | None) -> datetime | None:
-    if isinstance(time, int):
-        raise EnvelopeError(Reason.HEADERS, f"timestamp is {time}, a time that no calendar has")
+def _aware(time: datetime | FarTime | None) -> datetime | None:
+    if isinstance(time, FarTime):
+        try:
+            return datetime.fromtimestamp(time / 1000, UTC)
+        except (ValueError, OverflowError, OSError):
+            raise EnvelopeError(Reason.HEADERS, f"the time {time:d} is in no calendar") from None
     return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time

@@ -57,12 +57,16 @@ class Reason(StrEnum):
     UNCLAIMED = "unclaimed"  # written by the broker: back from a delay, its queue was gone
 
 
+class FarTime(int):
+    """Seconds since 1970 that no datetime reaches; some clients write milliseconds where AMQP has seconds."""
+
+
 @dataclass(slots=True)
 class Message:
     """A message as it stands on the wire: body, headers and the AMQP properties that survive a republish.
 
-    Texts that came in another encoding than UTF-8 hold their bytes as surrogate escapes. `timestamp` is an int, seconds
-    since 1970, where no datetime reaches. `unread`: the bytes of headers that cannot be read.
+    Texts that came in another encoding than UTF-8 hold their bytes as surrogate escapes. `unread`: the bytes of headers
+    that cannot be read.
     """
 
     body: bytes
@@ -75,7 +79,7 @@ class Message:
     app_id: str | None = None
     reply_to: str | None = None
     priority: int | None = None
-    timestamp: datetime | int | None = None
+    timestamp: datetime | FarTime | None = None
     unread: bytes | None = None
 
     def forwarded(self, headers: Mapping[str, Any], without: Collection[str] = ()) -> Message:

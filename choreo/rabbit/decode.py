@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
 
-from choreo.message import Message
+from choreo.message import FarTime, Message
 
 _MAX_DEPTH: Final = 64  # tables and lists within each other; choreo reads events with half of that
 _MAX_NAMES: Final = 4096
@@ -163,8 +163,8 @@ def _sized(kind: int, data: bytes, start: int, stop: int, depth: int) -> Any:
     return values
 
 
-def _time(seconds: int) -> datetime | int:
-    return datetime.fromtimestamp(seconds, UTC) if seconds <= _LATEST else seconds
+def _time(seconds: int) -> datetime | FarTime:
+    return datetime.fromtimestamp(seconds, UTC) if seconds <= _LATEST else FarTime(seconds)
 
 
 _PLAIN: Final[dict[int, tuple[struct.Struct, Callable[[Any], Any] | None]]] = {

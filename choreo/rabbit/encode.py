@@ -11,7 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 
-from choreo.message import Message
+from choreo.message import FarTime, Message
 
 _PERSISTENT: Final = b"\x02"
 
@@ -94,6 +94,8 @@ def _value(value: Any) -> bytes:  # noqa: C901 - one case per type of the protoc
             return _sized(b"S", value.encode("utf-8", "surrogateescape"))
         case bool():
             return b"t\x01" if value else b"t\x00"
+        case FarTime() | datetime():
+            return b"T" + _timestamp(value)
         case int():
             return b"l" + struct.pack(">q", value) if -(2**63) <= value < 2**63 else _sized(b"S", str(value).encode())
         case float():
@@ -108,8 +110,6 @@ def _value(value: Any) -> bytes:  # noqa: C901 - one case per type of the protoc
             return _sized(b"S", value)
         case bytearray() | memoryview():
             return _sized(b"x", bytes(value))
-        case datetime():
-            return b"T" + _timestamp(value)
         case Decimal():
             return _decimal(value)
     raise TypeError(f"a header cannot hold {value!r:.60}")
@@ -124,7 +124,7 @@ def _decimal(value: Decimal) -> bytes:
     return _sized(b"S", str(value).encode())
 
 
-def _timestamp(value: datetime | int) -> bytes:
+def _timestamp(value: datetime | FarTime) -> bytes:
     return struct.pack(">Q", value if isinstance(value, int) else max(0, int(value.timestamp())))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import header
 
-from choreo.message import Message
+from choreo.message import FarTime, Message
 from choreo.rabbit import decode, encode
 
 TIMES = st.integers(0, 2**32 - 1).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
@@ -105,7 +105,7 @@ def table(*fields: bytes) -> bytes:
         (b"\1nd" + struct.pack(">d", 0.1), 0.1),
         (b"\1nD\2" + struct.pack(">i", -150), Decimal("-1.50")),
         (b"\1nT" + struct.pack(">Q", 0), datetime(1970, 1, 1, tzinfo=UTC)),
-        (b"\1nT" + struct.pack(">Q", 2**62), 2**62),
+        (b"\1nT" + struct.pack(">Q", 2**62), FarTime(2**62)),
         (b"\1nV", None),
         (b"\1nS\0\0\0\2\xff\xfe", b"\xff\xfe"),
         (b"\1nx\0\0\0\1\0", bytearray(b"\0")),

@@ -172,7 +172,7 @@ class Publishing:
         properties = encode.properties(message, each.message_id)
         if len(properties) + _HEADER_OVERHEAD > self._frame_max:
             raise ValueError(f"its headers take {len(properties)} bytes, more than a frame of {self._frame_max} holds")
-        return method + b"".join(frames.content(self._number, properties, message.body, self._frame_max))
+        return b"".join((method, *frames.content(self._number, properties, message.body, self._frame_max)))
 
     def _write(self) -> None:
         self._writing = False
@@ -187,7 +187,7 @@ class Publishing:
             size += len(each.frames)
             each.frames = b""
         if chunk:
-            self._lane.write(b"".join(chunk))
+            self._lane.write(chunk[0] if len(chunk) == 1 else b"".join(chunk))
             self.writable()
 
     def _answered(self, tag: int, *, stored: bool) -> None:
