@@ -1,6 +1,6 @@
 # The same commands for a person and for CI. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup broker demo check test bench format lock build clean
+.PHONY: help setup broker demo check test faults bench format lock build clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -26,6 +26,9 @@ check: setup ## format, lint, types, floors of the house
 test: setup ## all tests; ARGS="-k retry" picks some; without RabbitMQ the tests that need it are skipped
 	@scripts/broker.sh || [ "$$CI" != true ]
 	$(BIN)/pytest $(ARGS)
+
+faults: broker ## break workers, broker and network on purpose; writes docs/reliability.md; ARGS="--faults=long" for a night
+	$(BIN)/pytest tests/faults --faults=full --faults-report docs/reliability.md $(ARGS)
 
 bench: broker ## choreo beside its peers on a private node: ratios within one run
 	@scripts/bench.sh

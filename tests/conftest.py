@@ -34,12 +34,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--faults-report", type=Path, help="write the table to this Markdown file")
 
 
+def release(server: Path) -> str:
+    """The release of RabbitMQ that `server` belongs to."""
+    found = next((server.parents[1] / "plugins").glob("rabbit-*"), server.parents[1])
+    return found.name.removeprefix("rabbit-").removesuffix(".ez")
+
+
 def pytest_report_header() -> str:
     server = find_server(ROOT)
-    if server is None:
-        return f"{MISSING}: {INSTALL}"
-    release = next((server.parents[1] / "plugins").glob("rabbit-*"), server.parents[1])
-    return f"RabbitMQ {release.name.removeprefix('rabbit-')} from {server}"
+    return f"RabbitMQ {release(server)} from {server}" if server is not None else f"{MISSING}: {INSTALL}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.faults.report import Extent, Row, table
+from choreo.rabbit.node import find_server
+from tests.conftest import ROOT, release
+from tests.faults.report import Extent, Row, page, table
 
 _ROWS = pytest.StashKey[list[Row]]()
 
@@ -34,10 +36,22 @@ def report(request: pytest.FixtureRequest) -> Callable[[Row], None]:
     return request.config.stash.setdefault(_ROWS, []).append
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A night's run has ten times as much time for each test."""
+    if config.getoption("--faults") == "long":
+        for item in items:
+            limit = item.get_closest_marker("timeout")
+            seconds = limit.args[0] if limit is not None else float(config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(10 * seconds), append=False)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     rows = config.stash.get(_ROWS, [])
-    if rows:
-        terminalreporter.write_sep("-", "faults")
-        terminalreporter.write_line(table(rows))
-    if rows and (path := config.getoption("--faults-report")) is not None:
-        path.write_text(table(rows) + "\n")
+    if not rows:
+        return
+    terminalreporter.write_sep("-", "faults")
+    terminalreporter.write_line(table(rows))
+    path, server = config.getoption("--faults-report"), find_server(ROOT)
+    # A page says what all faults cost: it is not written after a run of some.
+    if path is not None and server is not None and not terminalreporter.stats.get("deselected"):
+        path.write_text(page(rows, release=release(server), extent=config.getoption("--faults")))

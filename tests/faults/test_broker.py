@@ -1,0 +1,87 @@
+"""The broker is stopped in order, or killed, while events are in flight; the workers come back by themselves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from choreo.rabbit import probe
+from choreo.rabbit.node import Node
+from tests.faults.conftest import Scale
+from tests.faults.ledger import CONSUMING, PREFETCH, Ledger, Start, said
+from tests.faults.report import Row
+from tests.waiting import until
+
+BETWEEN = 300  # orders charged between two faults
+RECOVERY = 5.0  # seconds from the broker's port to "consuming"
+
+
+@pytest.fixture(scope="module")
+def broker(new_node: Callable[..., Node], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """The node of this module, which it ends and starts again."""
+    node = new_node(tmp_path_factory.mktemp("broker"))
+    yield node
+    node.kill()
+
+
+@contextmanager
+def opening(port: int) -> Iterator[list[float]]:
+    """Note in the list when, as `time.time`, the port accepts a connection for the first time."""
+    opened: list[float] = []
+
+    def watch() -> None:
+        until(lambda: probe.accepts(port), within=60)
+        opened.append(time.time())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    yield opened
+    watcher.join()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("fault", "end"),
+    [("broker restarted", Node.stop), ("broker killed (kill -9)", Node.kill)],
+    ids=["restarted", "killed"],
+)
+def test_a_broker_that_comes_back_has_lost_nothing(
+    start_choreo: Start,
+    project: Path,
+    broker: Node,
+    namespace: str,
+    scale: Scale,
+    report: Callable[[Row], None],
+    fault: str,
+    end: Callable[[Node], None],
+) -> None:
+    """Every order ends, and the workers consume again within five seconds of the return of the broker's port."""
+    repetitions = scale.of(10, short=1)
+    ledger = Ledger(project, start_choreo, broker.url, namespace)
+    workers = [ledger.start("payment"), ledger.start("shop")]
+    broker.flush()
+    ledger.place(scale.of(20_000, short=2_000))
+    ledger.go()
+    recoveries = []
+    for before in range(1, repetitions + 1):
+        ledger.goes_on("payment", BETWEEN)
+        assert ledger.in_flight()
+        end(broker)
+        with opening(broker.port) as opened:
+            broker.start_again()
+        recoveries += [said(worker, CONSUMING, times=before + 1) - opened[0] for worker in workers]
+    balance = ledger.settle()
+    row = balance.row(
+        fault,
+        repetitions,
+        must=f"lost 0, consuming again <= {RECOVERY:g} s after the port opens",
+        met=max(recoveries) <= RECOVERY and balance.duplicated <= PREFETCH * len(workers) * repetitions,
+        recoveries=recoveries,
+    )
+    report(row)
+    assert row.met, row
