@@ -93,6 +93,11 @@ class Publisher:
                     f"no agent listens to {topic!r} in the namespace {self._names.namespace!r}: nothing is stored",
                     "start the agents once, so that their queues exist: choreo run NAME",
                 )
+            case Refused("rejected", detail):
+                raise PublishRefused(
+                    f"{topic} is not stored, and never will be as it is: {detail}",
+                    "without the exchange no agent listens yet; start the agents once: choreo run NAME",
+                )
             case Refused(_, detail):
                 raise PublishRefused(
                     f"{topic} was refused and is not stored: {detail}", "look at choreo inspect queues"
