@@ -22,6 +22,7 @@ DEFAULT_TIMEOUT: Final = 30.0  # seconds
 # set otherwise; the deadline of a reaction stays well below.
 LONGEST_TIMEOUT: Final = 20 * 60.0  # seconds
 DEFAULT_MAX_HOPS: Final = 64
+DEFAULT_MAX_TREE: Final = 100_000
 
 F = TypeVar("F", bound=Callable[..., Any])
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
@@ -33,7 +34,8 @@ class Agent:
     `retry`: the policy of reactions that name none; without one, a failure is final. `timeout`: how long a reaction may
     run, at most 20 minutes. `lifespan`: a function that returns an async context manager, entered once per process;
     what it yields is `Context.resources`. `max_hops`: an event further than this from the one that began its
-    transaction is dead-lettered as a loop. Raises DeclarationError.
+    transaction is dead-lettered as a loop. `max_tree`: so many events may follow from one at the same distance; a
+    reaction that would emit more is dead-lettered as a loop that amplifies itself. Raises DeclarationError.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Agent:
         timeout: Duration = DEFAULT_TIMEOUT,
         lifespan: Lifespan | None = None,
         max_hops: int = DEFAULT_MAX_HOPS,
+        max_tree: int = DEFAULT_MAX_TREE,
     ) -> None:
         if not NAME.fullmatch(str(name)) or name in RESERVED:
             raise DeclarationError(
@@ -55,7 +58,8 @@ class Agent:
         self.name = name
         self.retry = _policy(retry, f"agent {name}")
         self.timeout = _deadline(timeout, f"agent {name}")
-        self.max_hops = _hops(max_hops, f"agent {name}")
+        self.max_hops = _bound("max_hops", max_hops, 1_000_000, f"agent {name}")
+        self.max_tree = _bound("max_tree", max_tree, 1_000_000_000, f"agent {name}")
         self.lifespan = lifespan
         self.description = (caller.f_globals.get("__doc__") or "").strip().partition("\n")[0]
         self.where = f"{relative(caller.f_code.co_filename)}:{caller.f_lineno}"
@@ -99,6 +103,7 @@ class Agent:
         compensates: Callable[..., Any] | str | None = None,
         timeout: Duration | None = None,
         max_hops: int | None = None,
+        max_tree: int | None = None,
     ) -> Callable[[F], F]: ...
 
     def on(
@@ -111,14 +116,16 @@ class Agent:
         compensates: Callable[..., Any] | str | None = None,
         timeout: Duration | None = None,
         max_hops: int | None = None,
+        max_tree: int | None = None,
     ) -> Any:
         """Declare a reaction; the decorated function is returned unchanged.
 
         `@agent.on`, or `@agent.on(...)` with options: `retry` in place of the agent's policy; `otherwise`, a function
         of the event and the exception whose event is emitted when all tries have failed, in place of a dead letter;
         `compensates`, the reaction of this agent whose effect this one undoes; `timeout`; `max_hops`, the bound of a
-        loop that goes through this reaction on purpose. `@agent.on("order.#")` subscribes to a pattern; the parameter
-        is then an Envelope, or a union of events. Raises DeclarationError that names the function and the mend.
+        loop that goes through this reaction on purpose, and `max_tree`, that of the events that fan out of it.
+        `@agent.on("order.#")` subscribes to a pattern; the parameter is then an Envelope, or a union of events. Raises
+        DeclarationError that names the function and the mend.
         """
         names = sys._getframe(1).f_locals  # noqa: SLF001 - annotations may name events of the surrounding function
 
@@ -145,7 +152,8 @@ class Agent:
                 otherwise_emits=read_otherwise(otherwise, contract.consumes, what, names) if otherwise else (),
                 compensates=self._compensated(compensates, what),
                 timeout=self.timeout if timeout is None else _deadline(timeout, what),
-                max_hops=None if max_hops is None else _hops(max_hops, what),
+                max_hops=None if max_hops is None else _bound("max_hops", max_hops, 1_000_000, what),
+                max_tree=None if max_tree is None else _bound("max_tree", max_tree, 1_000_000_000, what),
                 where=place(function),
             )
             self._add(reaction, what)
@@ -224,7 +232,7 @@ def _deadline(timeout: Duration, what: str) -> float:
     return length
 
 
-def _hops(max_hops: int, what: str) -> int:
-    if type(max_hops) is not int or not 1 <= max_hops <= 1_000_000:
-        raise DeclarationError(f"{what} has max_hops={max_hops!r}", "a whole number from 1 to 1000000")
-    return max_hops
+def _bound(name: str, value: int, most: int, what: str) -> int:
+    if type(value) is not int or not 1 <= value <= most:
+        raise DeclarationError(f"{what} has {name}={value!r}", f"a whole number from 1 to {most}")
+    return value

@@ -35,6 +35,7 @@ from choreo.message import (
     MAX_TEXT,
     TRACEPARENT,
     TRACESTATE,
+    TREE,
     VERSION,
     FarTime,
     Message,
@@ -53,6 +54,9 @@ class Envelope:
 
     `attempt` counts tries from 1. `causation_id` is None for an event that no event caused, `version` is None when the
     publisher named no schema version. `body` is the JSON as it came, checked only for size and content type.
+    `tree` is the product of how many events were emitted together at each hop on the way here. However they branch, the
+    events of one transaction at one distance, each counted as 1/tree, add up to 1 at most (Kraft's inequality): below a
+    limit on `tree` there are no more of them than that limit, where one agent reacts to each.
     """
 
     id: str
@@ -69,6 +73,7 @@ class Envelope:
     tracestate: str | None
     body: bytes
     headers: Mapping[str, Any]
+    tree: int = 1
 
     def json(self) -> Any:
         """Return the body as Python values. Raises EnvelopeError for what is not strict JSON."""
@@ -133,6 +138,7 @@ def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> 
         tracestate=_trace(headers, TRACESTATE),
         body=message.body,
         headers=headers,
+        tree=_count(headers, TREE) or 1,
     )
 
 
@@ -143,8 +149,12 @@ def seal(
     event_id: str | None = None,
     correlation_id: str | None = None,
     cause: Envelope | None = None,
+    siblings: int = 1,
 ) -> Message:
-    """Return `event` as a message to publish. With `cause`, it belongs to the cause's transaction, one hop further."""
+    """Return `event` as a message to publish. With `cause`, it belongs to the cause's transaction, one hop further.
+
+    `siblings`: how many events are emitted together for that cause, this one included.
+    """
     declared = declaration(event)
     return enclose(
         event.__pydantic_serializer__.to_json(event, by_alias=True),
@@ -154,6 +164,7 @@ def seal(
         event_id=event_id,
         correlation_id=correlation_id,
         cause=cause,
+        siblings=siblings,
     )
 
 
@@ -166,6 +177,7 @@ def enclose(
     event_id: str | None = None,
     correlation_id: str | None = None,
     cause: Envelope | None = None,
+    siblings: int = 1,
 ) -> Message:
     """Return a body that is JSON already as a message to publish; `version` None says nothing of its schema.
 
@@ -189,6 +201,8 @@ def enclose(
         correlation_id = cause.correlation_id
         headers[CAUSATION] = cause.id
         headers[HOPS] = cause.hops + 1
+        if cause.tree * siblings > 1:
+            headers[TREE] = cause.tree * siblings
         if cause.traceparent:
             headers[TRACEPARENT] = cause.traceparent
             if cause.tracestate:

@@ -4,6 +4,7 @@ ChoreoError                     1   exit code of a command that ends with it
 ├── DeclarationError           78   an event, an agent or a reaction is declared wrongly (raised at import)
 │   └── EventMutated           78   a field of an event was assigned after it was made
 ├── UndeclaredEvent             1   a reaction returned what its signature does not announce
+├── NotEmitted                  1   what a reaction returned cannot be sent; `reason` goes into the dead letter
 ├── UsageError                  2   a name or an option that means nothing here
 │   ├── InvalidName             2   a name outside the allowed grammar; nothing was imported for it
 │   ├── UnknownAgent            2   no agent of that name
@@ -54,6 +55,14 @@ class EventMutated(DeclarationError):
 
 class UndeclaredEvent(ChoreoError):
     """A reaction returned something that its return annotation does not announce."""
+
+
+class NotEmitted(ChoreoError):
+    """What a reaction returned cannot be sent, however often. `reason` is one of message.Reason."""
+
+    def __init__(self, reason: str, message: str, way_out: str = "") -> None:
+        super().__init__(message, way_out)
+        self.reason = reason
 
 
 class UsageError(ChoreoError):

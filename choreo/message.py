@@ -23,6 +23,7 @@ CE: Final = "ce-"
 CORRELATION: Final = "choreo-correlation"
 CAUSATION: Final = "choreo-causation"
 HOPS: Final = "choreo-hops"
+TREE: Final = "choreo-tree"  # the product of how many events were emitted together at each hop; absent is 1
 VERSION: Final = "choreo-version"
 ATTEMPT: Final = "choreo-attempt"  # tries made before this delivery
 TOPIC: Final = "choreo-topic"  # the topic of an event that comes back from a delay or a replay

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from choreo.errors import EnvelopeError, PublishFailed, PublishRefused, UndeclaredEvent
+from choreo.errors import EnvelopeError, NotEmitted, PublishFailed, PublishRefused, UndeclaredEvent
 from choreo.message import Reason
 from choreo.reaction import Reaction
 
@@ -47,7 +47,7 @@ def decide(reaction: Reaction | None, error: BaseException, *, attempt: int, ela
     `reaction` is None when none was reached. `attempt`: tries so far, the failed one included. `elapsed`: seconds since
     the first failure.
     """
-    if isinstance(error, EnvelopeError):
+    if isinstance(error, EnvelopeError | NotEmitted):
         return DeadLetter(error.reason)
     if isinstance(error, UndeclaredEvent):
         return DeadLetter(Reason.UNDECLARED)

@@ -76,7 +76,8 @@ class Reaction:
     `consumes`: event classes by topic, none when it takes an Envelope. `patterns`: the binding keys. `emits`:
     what the function may return, `otherwise_emits` what is emitted instead when all tries have failed. `in_thread`: a
     plain `def`, which runs in a thread. `timeout` in seconds. `max_hops`: the declared bound of a loop
-    through this reaction, None when the agent's own bound is all there is. `where`: file and line.
+    through this reaction, `max_tree`: that of its fan-out; None when the agent's own bound is all there is.
+    `where`: file and line.
     """
 
     agent: str
@@ -93,6 +94,7 @@ class Reaction:
     compensates: str | None
     timeout: float
     max_hops: int | None
+    max_tree: int | None
     where: str
 
 

@@ -22,21 +22,15 @@ import structlog
 
 from choreo import dead_letter
 from choreo.agent import Agent
-from choreo.envelope import Envelope, derived_id, open_envelope, seal
-from choreo.errors import (
-    EnvelopeError,
-    PublishFailed,
-    PublishRefused,
-    PublishUnknown,
-    ReactionTimeout,
-    UndeclaredEvent,
-)
+from choreo.envelope import Envelope, open_envelope
+from choreo.errors import EnvelopeError, NotEmitted, PublishFailed, ReactionTimeout
 from choreo.event import Event, declaration
 from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
 from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Context, Reaction
+from choreo.runtime.emission import require_stored, sealed
 from choreo.topology import Names, return_key, topic_of
-from choreo.transport import Confirmed, Delivery, Publication, Refused, Session
+from choreo.transport import Confirmed, Delivery, Session
 
 # When the broker takes neither the retry nor the dead letter of a delivery, it is held and tried again: seconds, the
 # last one for ever. The delivery stays unsettled meanwhile: nothing is lost, and the prefetch bounds their number.
@@ -112,7 +106,7 @@ class Courier:
             opened, reaction = self._open(case)
             arguments = (case.event, self._context(case, opened, reaction)) if reaction.takes_context else (case.event,)
             events = await self._call(reaction, reaction.function, arguments, in_thread=reaction.in_thread)
-            await self._emit(case, opened, events, reaction.emits, reaction.name)
+            await self._emit(case, opened, reaction, events)
         except BaseException as error:  # also what ends a process elsewhere: here it ends one try
             if self._is_ours(error):
                 raise
@@ -171,6 +165,12 @@ class Courier:
                 f"{opened.topic} {opened.id} is {opened.hops} hops away from the event that began it,"
                 f" and max_hops is {bound}",
             )
+        bound = reaction.max_tree or self.agent.max_tree
+        if opened.tree > bound:
+            raise EnvelopeError(
+                Reason.LOOP,
+                f"{opened.topic} {opened.id} is one of {opened.tree} events of its generation, and max_tree is {bound}",
+            )
         case.event = opened.event(reaction.consumes[opened.topic]) if reaction.consumes else opened
         return opened, reaction
 
@@ -221,28 +221,13 @@ class Courier:
         self,
         case: _Case,
         opened: Envelope,
+        reaction: Reaction,
         events: list[Event],
-        allowed: tuple[type[Event], ...],
-        function: str,
+        *,
+        last_word: bool = False,
     ) -> None:
         """Publish what follows and wait until all of it is confirmed; raise what stands in the way of that."""
-        for event in events:
-            if type(event) not in allowed:
-                names = ", ".join(each.__name__ for each in allowed) or "nothing"
-                raise UndeclaredEvent(
-                    f"{function!r} of agent {self.agent.name} returned {type(event).__name__},"
-                    f" but its signature announces {names}",
-                    "add it to the return annotation",
-                )
-        messages = [
-            seal(
-                event,
-                source=self.agent.name,
-                event_id=derived_id(opened.id, self.agent.name, function, index),
-                cause=opened,
-            )
-            for index, event in enumerate(events)
-        ]
+        messages = sealed(self.agent, reaction, opened, events, last_word=last_word, max_body=self.max_body)
         confirmations = [
             case.session.publish(
                 message,
@@ -253,7 +238,7 @@ class Courier:
             for message in messages
         ]
         for event, result in zip(events, await asyncio.gather(*confirmations), strict=True):
-            _require_stored(event, result)
+            require_stored(event, result)
         self.counters.emitted += len(events)
 
     async def _otherwise(self, case: _Case, error: BaseException) -> BaseException | None:
@@ -268,9 +253,9 @@ class Courier:
             events = await self._call(
                 reaction, last_word, (case.event, error), in_thread=not inspect.iscoroutinefunction(last_word)
             )
-            await self._emit(case, opened, events, reaction.otherwise_emits, f"{reaction.name}.otherwise")
-        except PublishFailed as unconfirmed:
-            return unconfirmed
+            await self._emit(case, opened, reaction, events, last_word=True)
+        except (PublishFailed, NotEmitted) as error_of_emission:
+            return error_of_emission
         except BaseException as second:
             if self._is_ours(second):
                 raise
@@ -363,16 +348,3 @@ def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     except (StopIteration, GeneratorExit) as error:
         # A future cannot carry these two: it would never be done, or end whoever awaits it.
         raise RuntimeError(f"{function.__name__} raised {type(error).__name__}") from error
-
-
-def _require_stored(event: Event, result: Publication) -> None:
-    """Raise unless `event` is stored, or was returned because nobody listens to what nobody needs to listen to."""
-    declared = declaration(event)
-    match result:
-        case Confirmed():
-            return
-        case Refused("returned") if declared.terminal:
-            return
-        case Refused(_, detail):
-            raise PublishRefused(f"{declared.topic} was not taken by the broker: {detail}")
-    raise PublishUnknown(f"{declared.topic} may not have been stored: {result.detail}")

@@ -17,6 +17,7 @@ from choreo.event import Event, declaration
 from choreo.message import Message
 from choreo.rabbit import session as rabbit
 from choreo.retry import LONGEST_DELAY
+from choreo.runtime.emission import too_large
 from choreo.settings import Settings, load
 from choreo.topology import Names, schedule_key
 from choreo.transport import Confirmed, Connect, Refused, Session
@@ -67,7 +68,8 @@ class Publisher:
 
         `correlation_id`: the transaction it belongs to, its own if none is named. `event_id`: an id that is the same
         when the caller publishes again after an unknown outcome. `delay`: until it is delivered; whole seconds, at most
-        12 days. Raises PublishRefused (nobody listens, or the broker cannot store it), PublishUnknown (no answer within
+        12 days. Raises PublishRefused (nobody listens, it is larger
+        than `max_body`, or the broker cannot store it), PublishUnknown (no answer within
         `publish_timeout`, or the connection was lost), BrokerUnreachable.
         """
         message = seal(event, source=self._source, event_id=event_id, correlation_id=correlation_id)
@@ -76,6 +78,8 @@ class Publisher:
 
     async def send(self, message: Message, topic: str, *, delay: Duration | None = None) -> None:
         """Publish a message that is made already, as `publish` does."""
+        if len(message.body) > self._settings.max_body:
+            raise PublishRefused(too_large(message, self._settings.max_body), "send less, or raise max_body everywhere")
         pause = _whole_seconds(delay)
         exchange, key = (self._names.delay, schedule_key(topic, pause)) if pause else (self._names.events, topic)
         session = await self._live()
@@ -88,6 +92,11 @@ class Publisher:
                 raise PublishRefused(
                     f"no agent listens to {topic!r} in the namespace {self._names.namespace!r}: nothing is stored",
                     "start the agents once, so that their queues exist: choreo run NAME",
+                )
+            case Refused("rejected", detail):
+                raise PublishRefused(
+                    f"{topic} is not stored, and never will be as it is: {detail}",
+                    "without the exchange no agent listens yet; start the agents once: choreo run NAME",
                 )
             case Refused(_, detail):
                 raise PublishRefused(

@@ -477,6 +477,7 @@ async def test_long_correlation_id_is_passed_on_whole(stage: Stage) -> None:
         (Message(b'{"order": "1"}', headers={f"h{n}": n for n in range(200)}), Reason.HEADERS, "200 headers"),
         (Message(b'{"order": "' + b"1" * 2_000_000 + b'"}'), Reason.TOO_LARGE, "2000013 bytes"),
         (Message(b'{"order": "1"}', headers={"choreo-hops": 64}), Reason.LOOP, "max_hops is 64"),
+        (Message(b'{"order": "1"}', headers={"choreo-tree": 100_001}), Reason.LOOP, "max_tree is 100000"),
     ],
     ids=lambda each: str(each) if isinstance(each, str) else "",
 )
@@ -516,6 +517,75 @@ async def test_topic_that_the_agent_does_not_take_is_a_dead_letter(stage: Stage)
     letter = await stage.letter(payment)
     assert (letter.reason, letter.topic, letter.reaction) == (Reason.UNEXPECTED, queue, None)
     assert queue in str(letter.error)
+    assert got == []
+
+
+async def test_fan_out_that_amplifies_itself_ends_after_a_few_rounds(stage: Stage) -> None:
+    """Fifty events for each of fifty: what would emit more than `max_tree` of a generation emits nothing and dies as a
+    loop. The number of events is bounded, and a dead letter says what the bound is."""
+    payment = stage.agent(max_tree=1_000)
+    begun = 0
+
+    @payment.on
+    async def again(placed: Placed) -> list[Placed]:
+        nonlocal begun
+        begun += 1
+        return [placed] * 50
+
+    worker = await stage.play(payment)
+    await stage.place("1")
+    letters = await stage.letters(payment, 50)
+    await stage.settled(payment, dead=50)
+    assert (begun, worker.counters[payment.name].emitted) == (51, 50)
+    assert {letter.reason for letter, _ in letters} == {Reason.LOOP}
+    assert "that would be 2500, and max_tree is 1000" in str(letters[0][0].error)
+
+
+async def test_own_bound_of_a_reaction_for_its_fan_out(stage: Stage) -> None:
+    """In place of the agent's, wider or narrower; exactly as many as it says are emitted."""
+    payment, shop = stage.agent(max_tree=2), stage.agent("shop")
+    got: list[tuple[Closed, Context]] = []
+
+    @payment.on(max_tree=3)
+    async def split(placed: Placed) -> list[Closed]:
+        return [Closed(order=placed.order)] * int(placed.order)
+
+    await stage.play(payment, seen_by(shop, Closed, got))
+    await stage.place("3")
+    await stage.place("4")
+    await stage.letter(payment)
+    await eventually(lambda: len(got) == 3)
+    await stage.settled(payment, shop, dead=1)
+    assert {ctx.headers["choreo-tree"] for _, ctx in got} == {3}
+
+
+@pytest.mark.parametrize("where", ["reaction", "otherwise"])
+async def test_event_that_nobody_would_read_is_not_sent(stage: Stage, where: str) -> None:
+    """An emitted event above `max_body` ends as a dead letter of the delivery that it came from, with nothing emitted
+    and no retry, whatever the policy says; the publisher refuses such an event as well."""
+    payment, shop = stage.agent(), stage.agent("shop")
+    got: list[tuple[Closed, Context]] = []
+    large = Closed(order="x" * 2_000)
+
+    def last_word(placed: Placed, error: Exception) -> Closed:
+        return large
+
+    @payment.on(retry=Retry(on=Unreachable, attempts=1), otherwise=last_word)
+    async def close(placed: Placed) -> list[Closed]:
+        if where == "otherwise":
+            raise Unreachable
+        return [Closed(order="1"), large]
+
+    await stage.play(payment, seen_by(shop, Closed, got), max_body=1_000)
+    await stage.place("1")
+    letter = await stage.letter(payment)
+    assert (letter.reason, letter.attempts) == (Reason.TOO_LARGE, 1)
+    for word in ("test-delivery.closed", "2012 bytes", "max_body is 1000"):
+        assert word in str(letter.error)
+    async with Publisher(stage.settings.model_copy(update={"max_body": 1_000}), stage.connect) as publisher:
+        with pytest.raises(PublishRefused, match="2012 bytes, and max_body is 1000"):
+            await publisher.publish(large)
+    await stage.settled(payment, shop, dead=1)
     assert got == []
 
 

@@ -50,6 +50,9 @@ class Placed(Event, topic="NAME.placed", external=True):
 class Slow(Event, topic="NAME.slow", external=True):
     order: str
 
+class Again(Event, topic="NAME.again"):
+    order: str
+
 agent = Agent("NAME", timeout="500ms")
 ledger = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND)
 
@@ -80,6 +83,11 @@ def work_in_a_thread(slow: Slow) -> None:
     note("begun", slow.order)
     time.sleep(2 if slow.order.startswith("hang") else 0.005)
     note("handled", slow.order)
+
+@agent.on(max_tree=int(os.environ["MAX_TREE"]))
+async def amplify(again: Again) -> list[Again]:
+    note("begun", again.order)
+    return [Again(order=again.order)] * 50
 '''
 
 # As a supervisor does it, but without the second that Python and the imports take: each worker is a fork.
@@ -120,7 +128,12 @@ class Ledger:
         self._url = url
         self._file = project / "ledger"
         self._file.touch()
-        self.environment = {"CHOREO_URL": url, "CHOREO_NAMESPACE": namespace, "LEDGER": str(self._file)}
+        self.environment = {
+            "CHOREO_URL": url,
+            "CHOREO_NAMESPACE": namespace,
+            "LEDGER": str(self._file),
+            "MAX_TREE": "100000",
+        }
 
     def place(self, orders: list[str], topic: str = "placed") -> None:
         """Publish each order to each agent, confirmed; the agents' queues must be there."""
@@ -355,3 +368,38 @@ def test_reaction_that_fails_badly_is_buried_without_its_neighbours(
     assert row.met, row
     assert (row.lost, row.duplicated, set(begun.values())) == (0, 0, {1})
     assert worker.stdout == ["ended 0"]
+
+
+@pytest.mark.timeout(180)
+def test_fan_out_that_amplifies_itself_ends_after_a_few_rounds(
+    restarting: Callable[..., Running], project: Path, broker_url: str, namespace: str, scale: Scale, report: Report
+) -> None:
+    """Fifty events for each of fifty, beside orders that are handled: the loop ends where `max_tree` would be passed,
+    sixty rounds before `max_hops`, and everything that came of it is accounted for."""
+    ledger = Ledger(project, broker_url, namespace, agents=1)
+    (agent,) = ledger.agents
+    worker = restarting(ledger, agent, MAX_TREE=str(scale.of(100_000, short=1_000)))
+    until(lambda: declared(ledger), within=20)
+    ledger.place(neighbours(100))
+    last = scale.of(2_500, short=50)  # the events whose fifty would have been too many
+    events = last + last // 50 + (last > 50)
+    ledger.place(["amplify"], "again")
+    until(lambda: ledger.noted("begun")[agent, "amplify"] >= events, within=60)
+    until(lambda: ledger.dead().total() >= last, within=60)
+    dead, handled = ledger.dead(), ledger.noted("handled")
+    begun = ledger.noted("begun")[agent, "amplify"]
+    row = Row(
+        fault="fan-out x50 in a loop",
+        repetitions=1,
+        events=len(ledger.placed) + events - 1,
+        lost=100 - len(handled) + last - dead.total(),
+        duplicated=begun - events,
+        worst_recovery=None,
+        must=f"the last {last} events dead as loop, nothing beyond them, all neighbours handled",
+        met=dead == {(agent, "amplify", Reason.LOOP): last} and begun == events and len(handled) == 100,
+    )
+    report(row)
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert row.met, row
+    assert (row.lost, row.duplicated) == (0, 0)

@@ -269,6 +269,22 @@ def test_a_bad_bound_is_refused(max_hops: Any) -> None:
     assert "a whole number from 1" in error.way_out
 
 
+def test_the_bounds_of_a_fan_out_are_allowed() -> None:
+    """One event at a time is the least; without a word a hundred thousand may follow from one."""
+    assert [Agent("payment", max_tree=each).max_tree for each in (1, 10**9)] == [1, 10**9]
+    made = Agent("payment")
+    made.on(max_tree=7)(charge)
+    assert (made.max_tree, made.reactions[0].max_tree) == (100_000, 7)
+
+
+@pytest.mark.parametrize("max_tree", [0, -1, 1.5, "8", True, 10**9 + 1])
+def test_a_bad_bound_of_a_fan_out_is_refused(max_tree: Any) -> None:
+    assert f"max_tree={max_tree!r}" in refused(lambda: Agent("payment", max_tree=max_tree)).message
+    error = refused(lambda: Agent("payment").on(max_tree=max_tree)(charge))
+    assert "reaction 'charge' of agent payment" in error.message
+    assert "a whole number from 1" in error.way_out
+
+
 def test_a_retry_that_is_none_is_refused() -> None:
     """A number of tries is not a policy; the error shows one."""
     anything: Any = 5

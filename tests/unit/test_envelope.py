@@ -165,6 +165,7 @@ def test_too_many_headers_are_refused() -> None:
         ("ce-source", ["shop"]),
         ("choreo-correlation", {"a": 1}),
         ("choreo-causation", "\x1b[31m"),
+        ("choreo-tree", "3"),
         ("choreo-hops", -1),
         ("choreo-hops", 2**31),
         ("choreo-hops", "3"),
@@ -336,6 +337,17 @@ def test_a_caused_event_stays_in_its_transaction_one_hop_further() -> None:
     assert (opened.traceparent, opened.tracestate) == ("00-trace", "a=1")
 
 
+def test_events_that_are_emitted_together_multiply() -> None:
+    """The tree is the product along the way; it is not spoken of as long as there is one event each."""
+    cause = open_envelope(Message(BODY), "test-envelope.paid")
+    assert cause.tree == 1
+    for siblings, tree in [(1, None), (50, 50), (1, 50), (3, 150)]:
+        message = seal(PAID, source="bank", cause=cause, siblings=siblings)
+        assert message.headers.get("choreo-tree") == tree
+        cause = open_envelope(message, "test-envelope.paid")
+        assert cause.tree == (tree or 1)
+
+
 def test_a_cause_without_a_trace_gives_none() -> None:
     """Only a traced event makes traced events, and a state of no trace is dropped."""
     for headers in ({}, {"tracestate": "a=1"}, {"traceparent": "00-trace"}):
@@ -400,6 +412,7 @@ header_names = st.sampled_from(
         "choreo-correlation",
         "choreo-causation",
         "choreo-hops",
+        "choreo-tree",
         "choreo-version",
         "choreo-attempt",
         "choreo-topic",

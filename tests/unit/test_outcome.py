@@ -11,6 +11,7 @@ import tenacity
 from choreo.agent import Agent
 from choreo.errors import (
     EnvelopeError,
+    NotEmitted,
     PublishFailed,
     PublishRefused,
     PublishUnknown,
@@ -90,6 +91,7 @@ FAILURE = Unreachable("no answer")
         # what the user may name, and choreo decides all the same: no retry mends it
         (EVERYTHING, EnvelopeError(Reason.INVALID, "no"), 1, DeadLetter(Reason.INVALID)),
         (EVERYTHING, EnvelopeError(Reason.LOOP, "no"), 1, DeadLetter(Reason.LOOP)),
+        (EVERYTHING, NotEmitted(Reason.TOO_LARGE, "no"), 1, DeadLetter(Reason.TOO_LARGE)),
         (EVERYTHING, UndeclaredEvent("no"), 1, DeadLetter(Reason.UNDECLARED)),
         (EVERYTHING, SystemExit(1), 1, TryLater(3)),
         # what was not confirmed has a ladder of its own, with or without a policy
