@@ -8,6 +8,7 @@ consumer, says so in `lost`, and a new one takes its place.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import struct
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,7 +27,7 @@ from choreo.errors import BrokerUnreachable, ChoreoError, ConfigurationError
 from choreo.message import Message
 from choreo.rabbit import translate
 from choreo.rabbit.settlements import Settlements
-from choreo.rabbit.wire import Properties
+from choreo.rabbit.wire import Properties, received
 from choreo.topology import Topology
 from choreo.transport import (
     Confirmed,
@@ -41,6 +42,7 @@ from choreo.transport import (
 
 RPC_TIMEOUT: Final = 30.0  # seconds that a declaration may take; a busy cluster elects a quorum queue's leader slowly
 CLOSE_TIMEOUT: Final = 3.0  # seconds for the goodbye; a broker that is gone does not answer it
+RENEWAL: Final = 1.0  # seconds between two publishing channels
 
 T = TypeVar("T")
 
@@ -103,6 +105,8 @@ class RabbitSession:
         self._count = 0
         self._asking = asyncio.Lock()
         self._left: set[AbstractChannel] = set()  # channels that we close ourselves: the session goes on without them
+        self._renewed = 0.0
+        self._renewals: set[asyncio.Task[None]] = set()
         self.lost: asyncio.Future[ChoreoError] = asyncio.get_running_loop().create_future()
         properties = _underlay(consuming).server_properties
         self.server = Server(str(properties.get("product", "unknown")), str(properties.get("version", "unknown")))
@@ -138,7 +142,7 @@ class RabbitSession:
         """Subscribe to `queue` on a channel of its own."""
         channel = await self._channel(self._consuming)
         consumer = RabbitConsumer(channel, queue, on_delivery, leave=self._left.add)
-        channel.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
+        channel.on_consumer_cancel_callbacks.add(partial(self._on_consumer_cancelled, queue))
         await _rpc(channel.basic_qos(prefetch_count=prefetch))
         await consumer.start()
         self._consumers.append(consumer)
@@ -214,11 +218,28 @@ class RabbitSession:
                 return Refused("rejected", f"there is no exchange {exchange!r}")
             raise
         except amqp.DeliveryError:
+            if asyncio.get_running_loop().time() - self._renewed > RENEWAL:
+                self._renewed = asyncio.get_running_loop().time()
+                self._renewals.add(renewal := asyncio.create_task(self._renew_publisher()))
+                renewal.add_done_callback(self._renewals.discard)
             return Refused("nacked", f"the broker could not store it for {exchange} {routing_key!r}")
         finally:
             del self._in_flight[name]
             done.set_result(None)
         return Confirmed()
+
+    async def _renew_publisher(self) -> None:
+        """Publish on a new channel from now on; the one before is left when all that it was given is answered.
+
+        RabbitMQ 3.10: a channel whose first publish finds a quorum queue without a leader, its node being down, refuses
+        all later ones too, long after the election [measured: 3.10.8; 4.0.5 and 4.3.6 do not].
+        """
+        before = self._publisher
+        with contextlib.suppress(ChoreoError):  # the session is lost
+            self._publisher = await self._channel(self._publishing, confirms=True)
+            await asyncio.gather(*self._in_flight.values())
+            self._left.add(before)
+            await _quietly(before.close())
 
     async def _channel(
         self, connection: aio_pika.Connection, *, confirms: bool = False, watch: bool = True
@@ -242,8 +263,9 @@ class RabbitSession:
             return
         self._end(translate.lost(None if closing.cancelled() else closing.exception()))
 
-    def _on_consumer_cancelled(self, _: commands.Basic.Cancel) -> None:
-        self._end(BrokerUnreachable("the broker cancelled the consumer: its queue was deleted, or its leader moved"))
+    def _on_consumer_cancelled(self, queue: str, _: commands.Basic.Cancel) -> None:
+        reason = "it was deleted, and what it held is gone, or its leader moved"
+        self._end(BrokerUnreachable(f"the broker cancelled the consumer of the queue {queue!r}: {reason}"))
 
     def _end(self, error: ChoreoError) -> None:
         if not self.lost.done():
@@ -316,7 +338,7 @@ class RabbitConsumer:
         assert isinstance(frame, commands.Basic.Deliver)
         self._on_delivery(
             Delivery(
-                message=_message(message),
+                message=received(message),
                 exchange=frame.exchange or "",
                 routing_key=frame.routing_key or "",
                 tag=frame.delivery_tag or 0,
@@ -324,23 +346,6 @@ class RabbitConsumer:
                 consumer=self,
             )
         )
-
-
-def _message(delivered: DeliveredMessage) -> Message:
-    properties = delivered.header.properties
-    return Message(
-        body=delivered.body,
-        headers=properties.headers or {},
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        message_id=properties.message_id,
-        correlation_id=properties.correlation_id,
-        type=properties.message_type,
-        app_id=properties.app_id,
-        reply_to=properties.reply_to,
-        priority=properties.priority,
-        timestamp=properties.timestamp,
-    )
 
 
 def _tls(broker: BrokerUrl) -> ssl.SSLContext | None:

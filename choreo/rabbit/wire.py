@@ -12,6 +12,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 
+from aiormq.abc import DeliveredMessage
 from pamqp import commands
 
 from choreo.message import Message
@@ -126,3 +127,21 @@ def _short(text: str) -> bytes:
     if len(content) > 255:
         raise ValueError(f"{text!r:.60} has more than the 255 bytes of an AMQP short string")
     return bytes((len(content),)) + content
+
+
+def received(delivered: DeliveredMessage) -> Message:
+    """Return what `delivered` carries."""
+    properties = delivered.header.properties
+    return Message(
+        body=delivered.body,
+        headers=properties.headers or {},
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        message_id=properties.message_id,
+        correlation_id=properties.correlation_id,
+        type=properties.message_type,
+        app_id=properties.app_id,
+        reply_to=properties.reply_to,
+        priority=properties.priority,
+        timestamp=properties.timestamp,
+    )
