@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,8 @@ from choreo.rabbit.process_group import ProcessGroup
 from choreo.rabbit.release import Release
 
 EPMD_TIMEOUT = 10.0  # seconds
+# The name of the leader that the queue's record has is out of date for a while after each election.
+MEMBERS = "{Name, _} = amqqueue:get_pid(Queue), {ok, _, {_, Leader}} = ra:members({Name, node()})"
 
 
 class Cluster:
@@ -68,15 +69,12 @@ class Cluster:
         """All nodes but this one."""
         return tuple(other for other in self.nodes if other is not node)
 
-    def leader(self, queue: str) -> Node:
-        """The node that leads the quorum queue. Raises BrokerUnreachable when no node of the cluster does."""
+    def leader(self, queue: str, vhost: str = "/") -> Node:
+        """The node that leads the quorum queue, as its members have agreed. Errors: see Node.ctl."""
         asked = next(node for node in self.nodes if node.running)
-        queues = json.loads(asked.ctl("list_queues", "name", "leader", "--formatter", "json"))
-        found = {each["name"]: each["leader"] for each in queues}
-        for node in self.nodes:
-            if node.name == found.get(queue):
-                return node
-        raise BrokerUnreachable(f"no node leads the queue {queue!r}", f"known: {', '.join(sorted(found))}")
+        lookup = f'rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>))'
+        found = asked.ctl("eval", f"{{ok, Queue}} = {lookup}, {MEMBERS}, Leader.")
+        return next(node for node in self.nodes if node.name == found.strip().strip("'"))
 
     def stop(self) -> None:
         """Ends all nodes in order."""
