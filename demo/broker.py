@@ -14,7 +14,8 @@ from aio_pika.exceptions import AMQPError
 
 from choreo import Agent
 from choreo.errors import BrokerUnreachable
-from choreo.rabbit.node import INSTALL, Node, find_server
+from choreo.rabbit.node import Node
+from choreo.rabbit.release import INSTALL, find_server
 from choreo.rabbit.session import connect
 from choreo.settings import Settings, load
 from choreo.topology import Topology

@@ -21,7 +21,9 @@ from typing import IO, Any
 import pytest
 
 from choreo.errors import ChoreoError
-from choreo.rabbit.node import INSTALL, Node, find_server
+from choreo.rabbit.cluster import Cluster
+from choreo.rabbit.node import Node
+from choreo.rabbit.release import INSTALL, find_server
 
 ROOT = Path(os.environ["CHOREO_TEST_RABBITMQ_ROOT"]) if os.environ.get("CHOREO_TEST_RABBITMQ_ROOT") else None
 MISSING = "RabbitMQ was not found"
@@ -118,6 +120,20 @@ def start_node(new_node: Callable[..., Node], tmp_path: Path) -> Iterator[Callab
 def fresh_node(start_node: Callable[..., Node]) -> Node:
     """A node of the test's own, to be stopped, killed and restarted at will."""
     return start_node()
+
+
+@pytest.fixture
+def start_cluster(new_node: Callable[..., Node], tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+    """Starts clusters of the test's own, with the options of `Cluster.start`; they end with the test."""
+    clusters: list[Cluster] = []
+
+    def start(**options: Any) -> Cluster:
+        clusters.append(Cluster.start(tmp_path / f"cluster{len(clusters)}", root=ROOT, **options))
+        return clusters[-1]
+
+    yield start
+    for cluster in clusters:
+        cluster.kill()
 
 
 @pytest.fixture

@@ -11,10 +11,11 @@ import contextlib
 import hashlib
 import os
 import secrets
-import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,21 +24,9 @@ from choreo.errors import BrokerUnreachable, ConfigurationError
 from choreo.rabbit import probe
 from choreo.rabbit.ports import Ports
 from choreo.rabbit.process_group import ProcessGroup
+from choreo.rabbit.release import Release
 
-INSTALL = (
-    "install it (apt-get install rabbitmq-server; brew install rabbitmq), or unpack a generic-unix release"
-    " and set RABBITMQ_HOME to its folder"
-)
-PLACES = (
-    "usr/lib/rabbitmq/bin",
-    "opt/rabbitmq*/sbin",
-    "opt/homebrew/opt/rabbitmq/sbin",
-    "usr/local/opt/rabbitmq/sbin",
-    "home/linuxbrew/.linuxbrew/opt/rabbitmq/sbin",
-)
-SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 FILES = {
-    "HOME": "home",
     "ERL_CRASH_DUMP": "log/erl_crash.dump",
     "RABBITMQ_MNESIA_BASE": "data",
     "RABBITMQ_LOG_BASE": "log",
@@ -50,31 +39,14 @@ FILES = {
     "RABBITMQ_GENERATED_CONFIG_DIR": "generated",
     "RABBITMQ_FEATURE_FLAGS_FILE": "feature_flags",
 }
-# Into another root, with mounts that only this command sees and that end with it; the folder is at /mnt.
-ENTER_ROOT = (
-    'mount -t proc proc "$0/proc" && mount --bind /dev "$0/dev" && mount --bind "$1" "$0/mnt"'
-    ' && root=$0 && shift && exec chroot "$root" "$@"'
-)
 
 
-def find_server(root: Path | None = None) -> Path | None:
-    """The `rabbitmq-server` script of a release installed on this machine (or below `root`), or None.
+@dataclass(frozen=True, slots=True)
+class Neighbourhood:
+    """What nodes share that can form a cluster: the port of an epmd that is none of theirs, and the Erlang cookie."""
 
-    Looked for in RABBITMQ_HOME, on PATH, and where Debian, RPM, Homebrew and the official image have it.
-    Debian's wrapper in /usr/sbin is passed over: it insists on root or rabbitmq and serves the system's node.
-    """
-    folders: list[Path] = []
-    if root is None:
-        home = os.environ.get("RABBITMQ_HOME")
-        folders += [Path(home, "sbin")] if home else []
-        folders += [Path(folder) for folder in os.get_exec_path() if folder]
-    for place in PLACES:
-        folders += sorted((root or Path("/")).glob(place), reverse=True)
-    for folder in folders:
-        server = (folder / "rabbitmq-server").resolve()
-        if server.name == "rabbitmq-server" and os.access(server.with_name("rabbitmq-env"), os.R_OK):
-            return server
-    return None
+    epmd: int
+    cookie: str
 
 
 class Node:
@@ -84,7 +56,7 @@ class Node:
     `config` (lines of rabbitmq.conf) and `plugins` may be changed and count from the next start on.
     """
 
-    def __init__(self, directory: Path, root: Path | None, server: Path, timeout: float) -> None:
+    def __init__(self, directory: Path, release: Release, timeout: float, beside: Neighbourhood | None) -> None:
         self.directory = directory
         # From the folder, so that another start in the same folder finds the same data.
         self.name = f"choreo-{hashlib.blake2s(bytes(directory), digest_size=4).hexdigest()}@localhost"
@@ -92,9 +64,10 @@ class Node:
         self.ports = Ports(0, 0, 0, 0, 0)
         self.config: list[str] = []
         self.plugins: list[str] = []
-        self._root = root
-        self._server = server
+        self._release = release
         self._timeout = timeout
+        self._beside = beside
+        self._greets_as = {self.name.partition("@")[0]}  # a cluster greets with the name of its first node
         self._group: ProcessGroup | None = None
         self._vm: subprocess.Popen[bytes] | None = None
 
@@ -108,29 +81,29 @@ class Node:
         plugins: Iterable[str] = (),
         port: int | None = None,
         timeout: float = 60.0,
+        beside: Neighbourhood | None = None,
     ) -> Node:
         """Starts a node with everything it writes in `directory`, and returns when AMQP answers.
 
         Data that is in the folder is kept. `root` is the root of a filesystem with a release of its own
         (Linux, as root); `config` are lines of rabbitmq.conf; `port` is the AMQP port in place of a free one;
-        `timeout` is in seconds. Raises ConfigurationError (no server, no permission, port or folder in use)
-        and BrokerUnreachable (it did not come up; the message has what it printed).
+        `timeout` is in seconds; `beside` is what it shares with nodes that it can `join`. Raises
+        ConfigurationError (no server, no permission, port or folder in use) and BrokerUnreachable (it did not
+        come up; the message has what it printed).
         """
-        server = find_server(root)
-        if server is None:
-            raise ConfigurationError(f"RabbitMQ was not found{f' below {root}' if root else ''}", INSTALL)
-        if root is not None and (os.geteuid() != 0 or not shutil.which("unshare")):
-            raise ConfigurationError(f"a node below {root} needs root and the program unshare")
-        node = cls(directory.resolve(), root and root.resolve(), server, timeout)
+        release = Release.find(root)
+        node = cls(directory.resolve(), release, timeout, beside)
         node.config += config
-        node.plugins += _known(plugins, server.parents[1] / "plugins")
+        node.plugins += _known(plugins, release.plugins)
         for attempt in (1, 2, 3):
-            node.ports = Ports.choose(port)
+            chosen = node.ports = Ports.choose(port)
+            if beside is not None:
+                node.ports = replace(chosen, epmd=beside.epmd)
             try:
                 node.start_again()
                 break
             except BrokerUnreachable:
-                if attempt == 3 or not node.ports.any_taken():
+                if attempt == 3 or not chosen.any_taken():
                     raise
         return node
 
@@ -174,7 +147,7 @@ class Node:
         """
         if self._group is None or not self.running:
             raise BrokerUnreachable(f"the node in {self.directory} does not run", "start_again() starts it")
-        command = self._command(self._server.with_name("rabbitmqctl"), "--quiet", *arguments)
+        command = self._release.command(self.directory, "rabbitmqctl", "--quiet", *arguments)
         try:
             done = self._group.run(command, self._environment(), timeout)
         except subprocess.TimeoutExpired:
@@ -191,10 +164,46 @@ class Node:
         """
         self.ctl("eval", "[dets:sync(Table) || Table <- dets:all()].")
 
+    def join(self, other: Node) -> None:
+        """Makes this node one of the cluster of `other`, started `beside` the same. What it held is forgotten.
+
+        Errors: see `ctl`.
+        """
+        self.ctl("stop_app")
+        self.ctl("join_cluster", other.name)
+        self.ctl("start_app")
+        self._greets_as |= other._greets_as
+
+    def cut(self, others: Iterable[Node]) -> None:
+        """Ends all connections with `others` and refuses new ones, in both directions, until `heal`: a partition.
+
+        Erlang nodes with different cookies for each other do not talk; clients and rabbitmqctl are let in as before.
+        """
+        self._know(others, "cut", "erlang:disconnect_node(Node)")
+
+    def heal(self, others: Iterable[Node]) -> None:
+        """Ends the partition of `cut`; the nodes find each other by themselves."""
+        self._know(others, self._cookie_file.read_text(), "net_kernel:connect_node(Node)")
+
+    def _know(self, others: Iterable[Node], cookie: str, then: str) -> None:
+        names = ", ".join(f"'{other.name}'" for other in others)
+        self.ctl("eval", f"[begin erlang:set_cookie(Node, '{cookie}'), {then} end || Node <- [{names}]].")
+
+    def pause(self) -> None:
+        """Stops the VM in its tracks (SIGSTOP): its connections stay open and it says nothing more, until `resume`."""
+        pid = self.pid
+        os.kill(pid, signal.SIGSTOP)
+        os.waitpid(pid, os.WUNTRACED)  # its threads stop one after the other
+
+    def resume(self) -> None:
+        """Lets a paused VM go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
     def stop(self, timeout: float = 30.0) -> None:
         """Ends the node in order, after `timeout` seconds by force. Its folder stays. May be called twice."""
         if self._vm is not None:
             self._vm.terminate()
+            self._vm.send_signal(signal.SIGCONT)  # a paused VM does not hear of it
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._vm.wait(timeout)
         self.kill()
@@ -242,21 +251,21 @@ class Node:
             (self.directory / "rabbitmq.conf").write_text("\n".join([*lines, *self.config, ""]))
             (self.directory / "rabbitmq-env.conf").touch()
             (self.directory / "enabled_plugins").write_text(f"[{','.join(self.plugins)}].\n")
-            cookie = self.directory / "home" / ".erlang.cookie"
-            if not cookie.exists():
-                cookie.touch(mode=0o600)
-                cookie.write_text(secrets.token_hex(16))
+            if not self._cookie_file.exists():
+                self._cookie_file.touch(mode=0o600)
+                self._cookie_file.write_text(self._beside.cookie if self._beside else secrets.token_hex(16))
         except OSError as error:
             raise ConfigurationError(f"cannot write the node's folder: {error}", "choose another") from error
 
     def _launch(self, group: ProcessGroup, deadline: float) -> None:
         environment = self._environment()
-        epmd = self._command("epmd", "-address", "127.0.0.1", "-port", str(self.ports.epmd))
-        with (self.directory / "epmd.out").open("wb") as output:
-            group.start(epmd, environment, output)
-        self._wait(group, deadline, lambda: probe.accepts(self.ports.epmd))
+        if self._beside is None:
+            epmd = self._release.command(self.directory, "epmd", "-address", "127.0.0.1", "-port", str(self.ports.epmd))
+            with (self.directory / "epmd.out").open("wb") as output:
+                group.start(epmd, environment, output)
+            self._wait(group, deadline, lambda: probe.accepts(self.ports.epmd))
         with (self.directory / "server.out").open("wb") as output:
-            self._vm = group.start(self._command(self._server), environment, output)
+            self._vm = group.start(self._release.command(self.directory, "rabbitmq-server"), environment, output)
         self._wait(group, deadline, self._greets)
         if "rabbitmq_management" in self.plugins:  # which says 500 for a moment longer [measured: 4.3.6]
             self._wait(group, deadline, lambda: probe.manages(self.management_port))
@@ -276,7 +285,7 @@ class Node:
         """Whether this very node, and not another that got the port first, opens an AMQP conversation."""
         server = probe.greeting(self.port)
         self.version = str(server.get("version", ""))
-        return str(server.get("cluster_name", "")).startswith(self.name.partition("@")[0])
+        return str(server.get("cluster_name", "")).partition("@")[0] in self._greets_as
 
     def _said(self) -> str:
         """What the node printed, for an error message: from its first error on, else the end."""
@@ -286,47 +295,38 @@ class Node:
         start = next(errors, max(0, len(lines) - 12))
         return "\n  ".join(["; it printed:", *filter(str.strip, lines[start : start + 12])]) if lines else ""
 
-    def _command(self, program: Path | str, *arguments: str) -> list[str]:
-        """The command of a program of the release, for another root with the way into it."""
-        if self._root is None:
-            return [str(program), *arguments]
-        inside = f"/{program.relative_to(self._root)}" if isinstance(program, Path) else program
-        way = ["unshare", "-m", "sh", "-c", ENTER_ROOT, str(self._root), str(self.directory)]
-        return [*way, inside, *arguments]
+    @property
+    def _cookie_file(self) -> Path:
+        return self.directory / "home" / ".erlang.cookie"
 
     def _environment(self) -> dict[str, str]:
         """The whole environment of the node: nothing of ours is passed on, RABBITMQ_* least of all."""
-        base = Path("/mnt") if self._root else self.directory
+        base = self._release.folder(self.directory)
         loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
-        return {name: str(base / path) for name, path in FILES.items()} | {
-            "PATH": SYSTEM_PATH if self._root else _search_path(),
-            "LANG": "C.UTF-8",
-            # The script then becomes the Erlang VM instead of watching over it: its process id is the VM's.
-            "RUNNING_UNDER_SYSTEMD": "true",
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "ERL_EPMD_PORT": str(self.ports.epmd),
-            # Else every Erlang VM, rabbitmqctl's too, starts an epmd that outlives all when ours is gone.
-            "ERL_AFLAGS": "-start_epmd false",
-            "RABBITMQ_NODENAME": self.name,
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODE_PORT": str(self.ports.amqp),
-            "RABBITMQ_DIST_PORT": str(self.ports.distribution),
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": loopback,
-            "RABBITMQ_CTL_ERL_ARGS": loopback,
-        }
+        own = {name: str(base / path) for name, path in FILES.items()}
+        return (
+            own
+            | self._release.environment(self.directory)
+            | {
+                # The script then becomes the Erlang VM instead of watching over it: its process id is the VM's.
+                "RUNNING_UNDER_SYSTEMD": "true",
+                "ERL_EPMD_ADDRESS": "127.0.0.1",
+                "ERL_EPMD_PORT": str(self.ports.epmd),
+                # Else every Erlang VM, rabbitmqctl's too, starts an epmd that outlives all when ours is gone.
+                "ERL_AFLAGS": "-start_epmd false",
+                "RABBITMQ_NODENAME": self.name,
+                "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+                "RABBITMQ_NODE_PORT": str(self.ports.amqp),
+                "RABBITMQ_DIST_PORT": str(self.ports.distribution),
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": loopback,
+                "RABBITMQ_CTL_ERL_ARGS": loopback,
+            }
+        )
 
 
-def _known(plugins: Iterable[str], folder: Path) -> list[str]:
+def _known(plugins: Iterable[str], known: list[str]) -> list[str]:
     """The plugins as a list; ConfigurationError for one that the release does not have: RabbitMQ ignores it."""
-    known = sorted({path.name.partition("-")[0] for path in folder.glob("rabbitmq_*")})
     names = list(plugins)
     if known and (unknown := set(names) - set(known)):
         raise ConfigurationError(f"RabbitMQ has no plugin {', '.join(unknown)}", f"known: {', '.join(known)}")
     return names
-
-
-def _search_path() -> str:
-    """PATH for a node of this machine, with Erlang's own folder: epmd is not always linked elsewhere."""
-    path = f"{os.environ.get('PATH', os.defpath)}:{SYSTEM_PATH}"
-    erl = shutil.which("erl", path=path)
-    return f"{path}:{Path(erl).resolve().parent}" if erl else path

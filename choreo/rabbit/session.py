@@ -152,7 +152,7 @@ class RabbitSession:
         """Subscribe to `queue` on a channel of its own."""
         channel = await self._channel(self._consuming)
         channel.closing.add_done_callback(partial(self._on_channel_closed, channel))
-        channel.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
+        channel.on_consumer_cancel_callbacks.add(partial(self._on_consumer_cancelled, queue))
         await _rpc(channel.basic_qos(prefetch_count=prefetch))
         consumer = RabbitConsumer(queue, channel, leave=self._left.add)
         if self._receiver is not None:
@@ -275,8 +275,9 @@ class RabbitSession:
             return
         self._end(translate.lost(None if closing.cancelled() else closing.exception()))
 
-    def _on_consumer_cancelled(self, _: commands.Basic.Cancel) -> None:
-        self._end(BrokerUnreachable("the broker cancelled the consumer: its queue was deleted, or its leader moved"))
+    def _on_consumer_cancelled(self, queue: str, _: commands.Basic.Cancel) -> None:
+        reason = "it was deleted, and what it held is gone, or its leader moved"
+        self._end(BrokerUnreachable(f"the broker cancelled the consumer of the queue {queue!r}: {reason}"))
 
     def _end(self, error: ChoreoError) -> None:
         if not self.lost.done():

@@ -20,8 +20,12 @@ import aio_pika
 import pytest
 
 from choreo.errors import BrokerUnreachable, ConfigurationError
-from choreo.rabbit.node import Node, find_server
+from choreo.rabbit import probe
+from choreo.rabbit.cluster import Cluster
+from choreo.rabbit.node import Node
 from choreo.rabbit.ports import Ports
+from choreo.rabbit.release import find_server
+from tests.waiting import until
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 NOBODY = "65534"
@@ -189,6 +193,51 @@ async def test_two_nodes_stand_side_by_side(node: Node, fresh_node: Node) -> Non
     fresh_node.kill()
     assert node.running
     assert "only-here" not in node.ctl("list_queues", "name")
+
+
+def knows(node: Node) -> int:
+    """How many other nodes this one is connected with."""
+    return int(node.ctl("eval", "length(nodes())."))
+
+
+async def test_nodes_form_a_cluster(start_cluster: Callable[..., Cluster]) -> None:
+    """What one confirmed, the others have, also when it is killed, cut off or paused; it comes back each time."""
+    cluster = start_cluster()
+    first, second, third = cluster.nodes
+    await put(second, "orders", b"kept")
+    assert cluster.leader("orders") is second
+
+    second.cut([first, third])
+    assert (knows(second), knows(first)) == (0, 1)
+    second.heal([first, third])
+    until(lambda: (knows(second), knows(first)) == (2, 2))
+
+    second.kill()
+    assert first.running
+    until(lambda: cluster.leader("orders") in {first, third})
+    assert await get(third, "orders") == b"kept"
+    second.start_again()
+    until(lambda: knows(second) == 2)
+
+    second.pause()
+    assert second.running
+    assert probe.accepts(second.port)  # by the kernel
+    assert probe.greeting(second.port) == {}
+    second.resume()
+    assert probe.greeting(second.port)
+    second.pause()
+    began = time.monotonic()
+    second.stop()
+    assert time.monotonic() - began < 20
+    assert not second.running
+
+
+@linux
+def test_paused_node_ends_with_its_group(fresh_node: Node) -> None:
+    pids = processes(fresh_node.ports.epmd)
+    fresh_node.pause()
+    fresh_node.kill()
+    assert all_gone(pids)
 
 
 def test_folder_serves_one_node_at_a_time(fresh_node: Node, start_node: Callable[..., Node]) -> None:
