@@ -53,7 +53,7 @@ def _message(data: bytes, body: bytes) -> Message:  # noqa: C901, PLR0912 - one 
         try:
             found.headers = _table(data, pos + 4, end, 1)
         except (_UnreadableError, IndexError, struct.error):
-            found.unread = data[pos:end]
+            found.unread = data[pos + 4 : end]
         pos = end
     if flags & 0x1000:
         pos += 1  # delivery mode: choreo's queues keep everything
