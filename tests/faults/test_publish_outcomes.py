@@ -184,13 +184,13 @@ ALONE: Final = {
     "full": ("nacked",),
     "withheld": ("unknown",),
     "large": ("rejected",),
-    "missing": ("rejected",),
+    "missing": ("missing",),
 }
 TOGETHER: Final = {
     "good": ("confirmed", "unknown"),
     "unroutable": ("returned", "unknown"),
     "large": ("rejected", "unknown"),
-    "missing": ("rejected", "unknown"),
+    "missing": ("missing", "unknown"),
 }
 
 
