@@ -270,15 +270,19 @@ def changes(poison: Poison, letter: Raw, key: bytes) -> Iterator[str]:
     for name in CARRIED:
         if got.get(name) != sent.get(name) and not (name == "message_id" and not sent.get(name)):
             yield f"{name} is {got.get(name)!r}, was {sent.get(name)!r}"
-    # What is beyond the bounds is dropped, by name. A dead letter has to fit into a frame, and readers have a stack.
-    headers = sent.get("headers", b"")
-    too_much = poison.end is Reason.HEADERS and (len(headers) > MAX_HEADER_BYTES or b"\x04deep" in headers)
     notes = fields(got["headers"])
-    if too_much != (b"choreo-dead-dropped-headers" in notes):
-        yield f"headers dropped: {notes.get(b'choreo-dead-dropped-headers', 'none')}"
     if notes.get(b"choreo-topic") != ("S", key):
         yield f"choreo-topic is {notes.get(b'choreo-topic')}"
-    yield from header_changes(fields(headers), notes, may_be_gone=too_much)
+    headers = sent.get("headers", b"")
+    # What is beyond the bounds is dropped, by name. A dead letter has to fit into a frame, and readers have a stack.
+    too_much = poison.end is Reason.HEADERS and (len(headers) > MAX_HEADER_BYTES or b"\x04deep" in headers)
+    unread = notes.get(b"choreo-dead-headers")
+    if too_much != (b"choreo-dead-dropped-headers" in notes or unread is not None):
+        yield f"headers dropped: {notes.get(b'choreo-dead-dropped-headers', 'none')}"
+    if unread is None:
+        yield from header_changes(fields(headers), notes, may_be_gone=too_much)
+    elif unread[1][4 : 4 + len(headers)] != headers[: MAX_HEADER_BYTES - 4]:  # behind the length of all
+        yield f"headers that were not read are {unread!r:.80}"
 
 
 def header_changes(sent: Fields, got: Fields, *, may_be_gone: bool) -> Iterator[str]:

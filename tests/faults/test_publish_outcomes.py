@@ -8,7 +8,7 @@ import struct
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
@@ -20,7 +20,9 @@ from choreo.rabbit.node import Node
 from choreo.topology import Binding, Exchange, Names, Queue, Topology
 from choreo.transport import Confirmed, Publication, Refused, Session, Unknown
 from tests.faults.conftest import Scale
-from tests.faults.raw_amqp import RawChannel, cut_short, frame
+from tests.faults.proxy import Frame, Link, Proxy
+from tests.faults.raw_amqp import RawChannel, cut_short
+from tests.faults.raw_amqp import frame as raw_frame
 from tests.faults.report import Row
 
 LARGEST: Final = 50_000  # bytes that the node takes in one message
@@ -92,84 +94,42 @@ class Post:
             return Counter(found.body.rstrip() for queue in queues for found in channel.get_all(queue))
 
 
-@dataclass(slots=True)
 class Withholding:
-    """What lies between a session and its broker, and keeps confirms of the routing key `withheld` to itself.
+    """Hooks of a proxy that keeps confirms of the routing key `withheld` to itself.
 
     A confirm of many is passed on as confirms of each of the others.
     """
 
-    broker: int
-    port: int = 0
-    tags: Counter[tuple[int, int]] = field(default_factory=Counter)  # publishes by connection and channel
-    waiting: set[tuple[int, int, int]] = field(default_factory=set)  # connection, channel, tag
-    withheld: int = 0
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    def __init__(self) -> None:
+        self.withheld = 0
+        self._tags: Counter[tuple[Link, int]] = Counter()  # publishes by connection and channel
+        self._waiting: set[tuple[Link, int, int]] = set()  # connection, channel, tag
 
-    @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator[Withholding]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        try:
-            yield self
-        finally:
-            server.close()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        from_broker, to_broker = await asyncio.open_connection("127.0.0.1", self.broker)
-        try:
-            to_broker.write(await from_client.readexactly(8))
-            ways = (self._note(id(task), from_client, to_broker), self._withhold(id(task), from_broker, to_client))
-            with contextlib.suppress(asyncio.IncompleteReadError, OSError):
-                await asyncio.gather(*ways)
-        finally:
-            to_broker.close()
-            to_client.close()
-
-    async def _note(self, connection: int, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        """Pass on what the session sends, and note which tag the confirm of each publish will have."""
-        async for kind, channel, payload in frames(source):
-            if kind == 1 and payload[:4] == struct.pack(">HH", 60, 40):
-                self.tags[connection, channel] += 1
-                _, rest = cut_short(payload[6:])
-                if cut_short(rest)[0] == b"withheld":
-                    self.withheld += 1
-                else:
-                    self.waiting.add((connection, channel, self.tags[connection, channel]))
-            sink.write(frame(kind, channel, payload))
-            await sink.drain()
-
-    async def _withhold(self, connection: int, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-        """Pass on what the broker sends, but for confirms of what is withheld."""
-        async for kind, channel, payload in frames(source):
-            if kind == 1 and payload[:4] in (struct.pack(">HH", 60, 80), struct.pack(">HH", 60, 120)):
-                last, flags = struct.unpack(">QB", payload[4:13])
-                first = 1 if flags & 1 else last
-                told = {(connection, channel, tag) for tag in range(first, last + 1)} & self.waiting
-                self.waiting -= told
-                for *_, tag in sorted(told):
-                    sink.write(frame(kind, channel, payload[:4] + struct.pack(">QB", tag, 0)))
+    def to_broker(self, frame: Frame, link: Link) -> bytes:
+        """Note which tag the confirm of each publish will have."""
+        if frame.method == (60, 40):
+            self._tags[link, frame.channel] += 1
+            _, rest = cut_short(frame.raw[13:])
+            if cut_short(rest)[0] == b"withheld":
+                self.withheld += 1
             else:
-                sink.write(frame(kind, channel, payload))
-            await sink.drain()
+                self._waiting.add((link, frame.channel, self._tags[link, frame.channel]))
+        return frame.raw
 
-
-async def frames(source: asyncio.StreamReader) -> AsyncIterator[tuple[int, int, bytes]]:
-    """Return kind, channel and payload of each frame. Raises IncompleteReadError at the end."""
-    while True:
-        kind, channel, size = struct.unpack(">BHI", await source.readexactly(7))
-        yield kind, channel, (await source.readexactly(size + 1))[:-1]
+    def to_client(self, frame: Frame, link: Link) -> bytes:
+        if frame.method not in ((60, 80), (60, 120)):
+            return frame.raw
+        last, flags = struct.unpack_from(">QB", frame.raw, 11)
+        first = 1 if flags & 1 else last
+        told = {(link, frame.channel, tag) for tag in range(first, last + 1)} & self._waiting
+        self._waiting -= told
+        tags = sorted(tag for *_, tag in told)
+        return b"".join(raw_frame(1, frame.channel, frame.raw[7:11] + struct.pack(">QB", tag, 0)) for tag in tags)
 
 
 @contextlib.asynccontextmanager
-async def opened(port: int) -> AsyncIterator[Session]:
-    session = await rabbit.connect([BrokerUrl.parse(f"amqp://guest:guest@127.0.0.1:{port}/")], name="outcomes")
+async def opened(url: str) -> AsyncIterator[Session]:
+    session = await rabbit.connect([BrokerUrl.parse(url)], name="outcomes")
     try:
         yield session
     finally:
@@ -184,13 +144,13 @@ ALONE: Final = {
     "full": ("nacked",),
     "withheld": ("unknown",),
     "large": ("rejected",),
-    "missing": ("rejected",),
+    "missing": ("missing",),
 }
 TOGETHER: Final = {
     "good": ("confirmed", "unknown"),
     "unroutable": ("returned", "unknown"),
     "large": ("rejected", "unknown"),
-    "missing": ("rejected", "unknown"),
+    "missing": ("missing", "unknown"),
 }
 
 
@@ -203,22 +163,24 @@ async def test_each_of_many_publishes_is_reported_as_what_it_is(
     times = scale.of(1_000, short=100)
     node = start_node(config=[f"max_message_size = {LARGEST}"])
     post = Post(Names(namespace))
-    async with Withholding(node.port).open() as between, opened(between.port) as session:
-        await session.declare(post.topology)
-        filling = await post.fill(session)
-        attempts = await post.publish_all(session, ("good", "unroutable", "full", "withheld"), times)
-        mistakes = [*misreported(attempts, ALONE)]
-        if session.lost.done():
-            mistakes.append(f"the session was lost: {session.lost.result()}")
-        assert between.withheld, "it lies between"
+    hooks = Withholding()
+    with Proxy(node.port, to_broker=hooks.to_broker, to_client=hooks.to_client) as proxy:
+        async with opened(proxy.url) as session:
+            await session.declare(post.topology)
+            filling = await post.fill(session)
+            attempts = await post.publish_all(session, ("good", "unroutable", "full", "withheld"), times)
+            mistakes = [*misreported(attempts, ALONE)]
+            if session.lost.done():
+                mistakes.append(f"the session was lost: {session.lost.result()}")
+            assert hooks.withheld, "they were sent through the proxy"
     for kind in ("large", "missing"):
         for number in range(SESSIONS):
-            async with opened(node.port) as session:
+            async with opened(node.url) as session:
                 alone = await post.publish(session, kind, f"id-{number}")
             mistakes += misreported([alone], ALONE)
             attempts.append(alone)
     for kind in ("large", "missing"):
-        async with opened(node.port) as session:
+        async with opened(node.url) as session:
             together = await post.publish_all(session, ("good", "unroutable", kind), times)
         mistakes += misreported(together, TOGETHER)
         attempts += together
