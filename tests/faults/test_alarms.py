@@ -42,7 +42,7 @@ def alarm(node: Node, on: tuple[str, ...], off: tuple[str, ...]) -> Iterator[Non
         node.ctl(*off)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("fault", "switch"), [("memory alarm", MEMORY), ("disk alarm", DISK)], ids=["memory", "disk"])
 def test_an_alarm_blocks_publishers_and_nothing_else(
     start_choreo: Start,

@@ -37,7 +37,7 @@ def lose_acknowledgements(proxy: Proxy, ledger: Ledger) -> None:
     proxy.reset()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("fault", "do", "short"),
     [
