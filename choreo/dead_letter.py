@@ -73,11 +73,14 @@ def write(
         "last-failure": now.isoformat(),
         "code-version": code_version,
     }
-    letter = _without_notes(message.forwarded({TOPIC: topic}))
+    letter = _without_notes(message.forwarded({}, without=(TOPIC,)))
     size, depth = measure(letter.headers)
     if size > MAX_HEADER_BYTES or depth > MAX_HEADER_DEPTH:
         letter.headers, notes["dropped-headers"] = _affordable(letter.headers)
+    letter.headers[TOPIC] = topic  # after the dropping: without it a replay would have no topic
     letter.headers[FIRST_FAILURE] = (first_failure or now).isoformat()
+    if message.unread is not None:
+        letter.unread, letter.headers[_PREFIX + "headers"] = None, bytearray(message.unread[:MAX_HEADER_BYTES])
     letter.headers.update({_PREFIX + name: value for name, value in notes.items() if value is not None})
     return letter
 
@@ -170,7 +173,9 @@ def _original_key(death: Mapping[str, Any]) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace") or None
+    return _sendable(value) or None if isinstance(value, str) else None
 
 
 def _number(value: Any) -> int:

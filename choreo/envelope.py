@@ -36,6 +36,7 @@ from choreo.message import (
     TRACEPARENT,
     TRACESTATE,
     VERSION,
+    FarTime,
     Message,
     Reason,
     measure,
@@ -104,6 +105,10 @@ def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> 
         raise EnvelopeError(
             Reason.CONTENT_TYPE,
             f"the content encoding is {message.content_encoding!r:.60}, only plain UTF-8 is read",
+        )
+    if message.unread is not None:
+        raise EnvelopeError(
+            Reason.HEADERS, f"the headers, {len(message.unread)} bytes, cannot be read as AMQP has them"
         )
     headers = message.headers
     if len(headers) > MAX_HEADERS:
@@ -315,12 +320,17 @@ def _time(headers: Mapping[str, Any], name: str) -> datetime | None:
     if value is None:
         return None
     try:
-        return _aware(value if isinstance(value, datetime) else datetime.fromisoformat(value))
+        return _aware(value if isinstance(value, datetime | FarTime) else datetime.fromisoformat(value))
     except (TypeError, ValueError):
         raise EnvelopeError(
             Reason.HEADERS, f"{name} is {value!r:.60}, not a time such as 2026-01-31T12:00:00Z"
         ) from None
 
 
-def _aware(time: datetime | None) -> datetime | None:
+def _aware(time: datetime | FarTime | None) -> datetime | None:
+    if isinstance(time, FarTime):
+        try:
+            return datetime.fromtimestamp(time / 1000, UTC)
+        except (ValueError, OverflowError, OSError):
+            raise EnvelopeError(Reason.HEADERS, f"the time {time:d} is in no calendar") from None
     return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time

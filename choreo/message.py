@@ -30,9 +30,11 @@ FIRST_FAILURE: Final = "choreo-first-failure"
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
 
+DELIVERY_COUNT: Final = "x-delivery-count"  # the broker's: how often a message came back unsettled
+
 # What the broker adds to a message it has dead-lettered or redelivered. Copied on, `x-death` makes brokers before 4.0.1
 # drop the message as a cycle, and CC/BCC would send it to further queues.
-_BROKERS_OWN: Final = frozenset(("x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"))
+_BROKERS_OWN: Final = frozenset(("x-death", DELIVERY_COUNT, "x-acquired-count", "CC", "BCC"))
 _BROKERS_PREFIXES: Final = ("x-first-death-", "x-last-death-")
 
 
@@ -55,9 +57,17 @@ class Reason(StrEnum):
     UNCLAIMED = "unclaimed"  # written by the broker: back from a delay, its queue was gone
 
 
+class FarTime(int):
+    """Seconds since 1970 that no datetime reaches; some clients write milliseconds where AMQP has seconds."""
+
+
 @dataclass(slots=True)
 class Message:
-    """A message as it stands on the wire: body, headers and the AMQP properties that survive a republish."""
+    """A message as it stands on the wire: body, headers and the AMQP properties that survive a republish.
+
+    Texts that came in another encoding than UTF-8 hold their bytes as surrogate escapes. `unread`: the bytes of headers
+    that cannot be read.
+    """
 
     body: bytes
     headers: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +79,8 @@ class Message:
     app_id: str | None = None
     reply_to: str | None = None
     priority: int | None = None
-    timestamp: datetime | None = None
+    timestamp: datetime | FarTime | None = None
+    unread: bytes | None = None
 
     def forwarded(self, headers: Mapping[str, Any], without: Collection[str] = ()) -> Message:
         """Return a copy to publish again, without what the broker added to it, and with `headers` set.

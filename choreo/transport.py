@@ -21,11 +21,11 @@ class Confirmed:
 class Refused:
     """The broker said no, the message is not stored.
 
-    `returned`: nothing is bound for it. `nacked`: the broker cannot take it now. `rejected`: it never will, as there is
-    no such exchange, no permission, or the message is larger than it allows or than the protocol can say.
+    `returned`: nothing is bound for it. `missing`: there is no such exchange. `nacked`: the broker cannot take it now.
+    `rejected`: it never will, as there is no permission, or the message is larger than it or the protocol allows.
     """
 
-    reason: Literal["returned", "nacked", "rejected"]
+    reason: Literal["returned", "missing", "nacked", "rejected"]
     detail: str
 
 
@@ -120,10 +120,17 @@ class Session(Protocol):
         """Subscribe to `queue` with at most `prefetch` unsettled deliveries; `on_delivery` must not block."""
         ...
 
-    async def publish(
+    def publish(
         self, message: Message, *, exchange: str, routing_key: str, timeout: float, mandatory: bool = True
-    ) -> Publication:
-        """Publish and wait for the broker's word, at most `timeout` seconds. Never raises for what the broker does."""
+    ) -> Awaitable[Publication]:
+        """Publish, and give the broker's word when awaited, after at most `timeout` seconds.
+
+        Never raises for what the broker does.
+        """
+        ...
+
+    def watch_blocked(self, callback: Callable[[str | None], None]) -> None:
+        """Call `callback` with the broker's reason when it takes no publishes for a while, with None when it does."""
         ...
 
     async def stats(self, queue: str) -> QueueStats | None:

@@ -6,6 +6,7 @@ Rooms below are imported inside the commands, so that `choreo --help` does not w
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -21,7 +22,7 @@ app = typer.Typer(
     name="choreo",
     help="Event choreography on RabbitMQ: run agents, publish events, look at queues, mend what failed.",
     epilog="Exit codes: 0 done or drained, 1 failed or findings, 2 usage, 3 partly done, 65 invalid payload,"
-    " 69 broker unreachable, 75 deadline passed, 78 configuration, 130 interrupted.",
+    " 69 broker unreachable, 70 event loop blocked, 75 deadline passed, 78 configuration, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -53,6 +54,8 @@ def _options(
 
 def main() -> None:
     """Run the command line, and end with one of the exit codes that `choreo --help` lists."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a message may hold texts that are no UTF-8
     try:
         app(prog_name="choreo")
     except ChoreoError as error:

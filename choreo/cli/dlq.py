@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -37,7 +35,6 @@ FIELDS = (
     "content_type",
 )
 
-_LONG = 200  # letters; for fewer a bar would only flicker
 _SHORT_ERROR = 80  # characters of an error in a table
 _SHOWN_BODY = 64 * 1024  # characters of a body that are shown to a person; a program gets all of it
 
@@ -201,16 +198,16 @@ def _repair(settings: Settings, agent: str, action: str, output: Output, ids: li
     done = {"replay": "replayed", "drop": "dropped"}[action]
     count = 0
 
-    with _bar(action, len(ids) or limit) as advance:
+    with out.progress(action, len(ids) or limit) as advance:
 
-        def progress() -> None:
+        def done_one() -> None:
             nonlocal count
             count += 1
             advance()
 
         def work(queue: DeadLetterQueue) -> Awaitable[Repair]:
             act = queue.replay if action == "replay" else queue.drop
-            return act(limit=limit, ids=ids, progress=progress)
+            return act(limit=limit, ids=ids, progress=done_one)
 
         try:
             result = _with(settings, agent, work)
@@ -264,18 +261,3 @@ def _plain(text: str) -> str:
     return "".join(
         each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode() for each in text
     )
-
-
-@contextmanager
-def _bar(what: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """Show on a terminal how far it is; elsewhere, and for a few letters, nothing."""
-    if (total is not None and total < _LONG) or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
 
 import typer
 
 from choreo.cli.options import Output
 
 T = TypeVar("T")
+
+_LONG: Final = 200  # things to do; for fewer a bar would only flicker
 
 
 def rows(data: Iterable[Mapping[str, Any]], output: Output, columns: Sequence[str], empty: str = "nothing") -> None:
@@ -57,6 +60,24 @@ def table(found: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
 def note(text: str) -> None:
     """Say something to the person at the terminal, on stderr."""
     typer.echo(text, err=True)
+
+
+@contextmanager
+def progress(what: str, total: int | None, interval: float = 0.0) -> Iterator[Callable[[], None]]:
+    """Show on a terminal how far it is; elsewhere, and for what is quickly done, nothing."""
+    quick = total is not None and total < _LONG and total * interval < 2
+    if quick or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    # Where data goes to a terminal as well, both have to go through the same console to stay off each other's lines.
+    same = sys.stdout.isatty()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=not same), redirect_stdout=same, transient=True) as shown:
+        task = shown.add_task(what, total=total)
+        yield lambda: shown.advance(task)
 
 
 def confirm(question: str, *, yes: bool) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from choreo.cli.options import Output, OutputOption, Url
-from choreo.cli.output import note, wait_for
+from choreo.cli.output import note, progress, wait_for
 
 if TYPE_CHECKING:
     from choreo.message import Message
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from choreo.settings import Settings
 
 Write = Callable[["Message"], None]
-
-_LONG = 200  # events; for fewer a bar would only flicker
 
 
 def publish(
@@ -82,7 +80,7 @@ def publish(
                     write(message)
             return
         total = bodies.total * count
-        with _writer(output, _receipt, _receipt_text) as write, _bar("publishing", total, pace.interval) as advance:
+        with _writer(output, _receipt, _receipt_text) as write, progress("publishing", total, pace.interval) as advance:
 
             def confirmed(message: Message) -> None:
                 write(message)
@@ -119,7 +117,7 @@ def _read(form: Form, data: str | None, *, lines: bool) -> Batch:
     with opened(given, stdin) as (source, name):
         if not lines:
             return Batch.of_one(form, source, name)
-        with _bar("checking", None) as advance:
+        with progress("checking", None) as advance:
             return Batch.of_lines(form, source, name, advance)
 
 
@@ -199,21 +197,3 @@ def _plan(message: Message, delay: float) -> dict[str, Any]:
 def _plan_text(message: Message) -> str:
     headers = "".join(f"\n  {name}: {value}" for name, value in message.headers.items())
     return f"{_receipt_text(message)}{headers}\n  {message.body.decode()}"
-
-
-@contextmanager
-def _bar(what: str, total: int | None, interval: float = 0.0) -> Iterator[Callable[[], None]]:
-    """Show on a terminal how far it is; elsewhere, and for what is quickly done, nothing."""
-    quick = total is not None and total < _LONG and total * interval < 2
-    if quick or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    # Where data goes to a terminal as well, both have to go through the same console to stay off each other's lines.
-    same = sys.stdout.isatty()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=not same), redirect_stdout=same, transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)

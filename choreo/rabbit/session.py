@@ -1,71 +1,72 @@
 """A session with RabbitMQ over plain aio-pika connections: one for consuming, one for publishing and everything else.
 
 Two, because a broker that runs out of memory or disk stops reading from connections that publish: acknowledgements must
-not wait behind them. Nothing here repairs itself. A session that has lost either connection, or a channel of it, or a
-consumer, says so in `lost`, and a new one takes its place.
+not wait behind them. A session that has lost either connection, or a channel that consumes, or a consumer, says so in
+`lost`, and a new one takes its place. Only the channel that publishes is opened again: the broker closes it over a
+single message that it rejects, which must not cost the deliveries under way.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import aio_pika
 from aiormq import exceptions as amqp
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import AbstractChannel
 from pamqp import commands
 from yarl import URL
 
 from choreo.broker_url import BrokerUrl
-from choreo.envelope import new_id
 from choreo.errors import BrokerUnreachable, ChoreoError, ConfigurationError
 from choreo.message import Message
-from choreo.rabbit import translate
-from choreo.rabbit.settlements import Settlements
-from choreo.rabbit.wire import Properties
+from choreo.rabbit import lane, plain, translate
+from choreo.rabbit.lane import Lane
 from choreo.topology import Topology
 from choreo.transport import (
-    Confirmed,
     Delivery,
     OnDelivery,
     Publication,
     QueueStats,
-    Refused,
     Server,
-    Unknown,
 )
 
 RPC_TIMEOUT: Final = 30.0  # seconds that a declaration may take; a busy cluster elects a quorum queue's leader slowly
+_GONE: Final = "the connection was lost before the confirmation"
+RENEWAL: Final = 1.0  # seconds, at least, between two channels that publish
 CLOSE_TIMEOUT: Final = 3.0  # seconds for the goodbye; a broker that is gone does not answer it
 
 T = TypeVar("T")
 
 
-async def connect(brokers: Sequence[BrokerUrl], *, name: str) -> RabbitSession:
+async def connect(brokers: Sequence[BrokerUrl], *, name: str, fast: bool = True) -> RabbitSession:
     """Open a session with the first of `brokers` that lets us in. `name` is what the broker shows for it.
 
-    Raises what the last one answered: BrokerUnreachable, AccessRefused, ConfigurationError.
+    `fast`: through the lane, otherwise through aiormq's own channels. Raises what the last one answered:
+    BrokerUnreachable, AccessRefused, ConfigurationError.
     """
     failure: ChoreoError | None = None
     for broker in brokers:
         try:
-            return await _open(broker, name)
+            return await _open(broker, name, fast=fast)
         except ChoreoError as error:
             failure = error
     assert failure is not None, "there is at least one broker"
     raise failure
 
 
-async def _open(broker: BrokerUrl, name: str) -> RabbitSession:
+async def _open(broker: BrokerUrl, name: str, *, fast: bool) -> RabbitSession:
     context = _tls(broker)
-    opened = [await _connection(broker, context, f"{name} (consuming)")]
+    receiver, sender = (Lane(broker.heartbeat), Lane(broker.heartbeat)) if fast else (None, None)
+    consuming = await _connection(broker, context, f"{name} (consuming)", receiver)
+    opened = [consuming]
     try:
-        opened.append(await _connection(broker, context, f"{name} (publishing)"))
-        session = RabbitSession(*opened)
+        publishing = await _connection(broker, context, f"{name} (publishing)", sender)
+        opened.append(publishing)
+        session = RabbitSession(consuming, publishing, receiver, sender)
         await session.prepare()
     except BaseException:
         await asyncio.gather(*(_quietly(each.close()) for each in opened))
@@ -73,7 +74,9 @@ async def _open(broker: BrokerUrl, name: str) -> RabbitSession:
     return session
 
 
-async def _connection(broker: BrokerUrl, context: ssl.SSLContext | None, name: str) -> aio_pika.Connection:
+async def _connection(
+    broker: BrokerUrl, context: ssl.SSLContext | None, name: str, lane: Lane | None
+) -> aio_pika.Connection:
     url = URL.build(
         scheme=broker.scheme,
         host=broker.host,
@@ -85,6 +88,8 @@ async def _connection(broker: BrokerUrl, context: ssl.SSLContext | None, name: s
         encoded=False,
     )
     connection = aio_pika.Connection(url, ssl_context=context, client_properties={"connection_name": name})
+    if lane is not None:
+        connection.kwargs["transport_factory"] = lane  # its constructor drops what it does not know
     try:
         await asyncio.wait_for(connection.connect(), broker.connection_timeout)
     except Exception as error:
@@ -93,29 +98,38 @@ async def _connection(broker: BrokerUrl, context: ssl.SSLContext | None, name: s
 
 
 class RabbitSession:
-    """A live session; made by `connect`."""
+    """A live session; made by `connect`. With a lane under each connection it is fast, without them it is plain."""
 
-    def __init__(self, consuming: aio_pika.Connection, publishing: aio_pika.Connection) -> None:
+    def __init__(
+        self,
+        consuming: aio_pika.Connection,
+        publishing: aio_pika.Connection,
+        receiver: Lane | None,
+        sender: Lane | None,
+    ) -> None:
         self._consuming = consuming
         self._publishing = publishing
+        self._receiver = receiver
+        self._sender = sender
+        self._publisher = self._new_publisher()
         self._consumers: list[RabbitConsumer] = []
-        self._in_flight: dict[str, asyncio.Future[None]] = {}
-        self._count = 0
         self._asking = asyncio.Lock()
         self._left: set[AbstractChannel] = set()  # channels that we close ourselves: the session goes on without them
+        self._background: set[asyncio.Task[None]] = set()
+        self._renewed = -RENEWAL
         self.lost: asyncio.Future[ChoreoError] = asyncio.get_running_loop().create_future()
         properties = _underlay(consuming).server_properties
         self.server = Server(str(properties.get("product", "unknown")), str(properties.get("version", "unknown")))
 
     async def prepare(self) -> None:
-        """Open the channels that live as long as the session."""
-        self._publisher = await self._channel(self._publishing, confirms=True)
-        for connection in (self._consuming, self._publishing):
-            connection.close_callbacks.add(self._on_connection_closed)
+        """Open the channel that publishes, and watch both connections."""
+        await self._open_publisher(self._publisher)
+        self._consuming.close_callbacks.add(self._on_connection_closed)
+        self._publishing.close_callbacks.add(self._on_publishing_closed)
 
     async def declare(self, topology: Topology) -> None:
         """Declare `topology`, idempotently."""
-        channel = await self._channel(self._publishing, watch=False)
+        channel = await self._channel(self._publishing)
         try:
             for exchange in topology.exchanges:
                 arguments: Any = {"alternate-exchange": exchange.alternate} if exchange.alternate else None
@@ -137,30 +151,29 @@ class RabbitSession:
     async def consume(self, queue: str, *, prefetch: int, on_delivery: OnDelivery) -> RabbitConsumer:
         """Subscribe to `queue` on a channel of its own."""
         channel = await self._channel(self._consuming)
-        consumer = RabbitConsumer(channel, queue, on_delivery, leave=self._left.add)
+        channel.closing.add_done_callback(partial(self._on_channel_closed, channel))
         channel.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
         await _rpc(channel.basic_qos(prefetch_count=prefetch))
-        await consumer.start()
+        consumer = RabbitConsumer(queue, channel, leave=self._left.add)
+        if self._receiver is not None:
+            await consumer.start(lane.Consuming(self._receiver, channel.number, consumer, on_delivery))
+        else:
+            await consumer.start(plain.Consuming(channel, consumer, on_delivery))
         self._consumers.append(consumer)
         return consumer
 
-    async def publish(
+    def publish(
         self, message: Message, *, exchange: str, routing_key: str, timeout: float, mandatory: bool = True
-    ) -> Publication:
+    ) -> Awaitable[Publication]:
         """Publish with confirm; see transport.Session."""
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._publish(message, exchange, routing_key, mandatory=mandatory)
-        except TimeoutError:
-            return Unknown(f"no confirmation within {timeout:g} s")
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # aiormq cancels what waits on a connection that ends; nobody has cancelled this task.
-            return Unknown("the connection was lost before the confirmation")
-        except Exception as error:  # noqa: BLE001 - whatever ends a publish without an answer leaves it unknown
-            return Unknown(f"the connection was lost before the confirmation: {error}")
+        return self._publisher.publish(
+            message, exchange=exchange, routing_key=routing_key, timeout=timeout, mandatory=mandatory
+        )
+
+    def watch_blocked(self, callback: Callable[[str | None], None]) -> None:
+        """Call `callback` when the broker blocks publishers, and when it stops to; a plain session does not know."""
+        if self._sender is not None:
+            self._sender.on_blocked = callback
 
     async def stats(self, queue: str) -> QueueStats | None:
         """Ask for `queue` without declaring it; one at a time, as aiormq reuses the number of a closing channel."""
@@ -168,7 +181,7 @@ class RabbitSession:
             return await self._stats(queue)
 
     async def _stats(self, queue: str) -> QueueStats | None:
-        channel = await self._channel(self._publishing, watch=False)
+        channel = await self._channel(self._publishing)
         try:
             found = await asyncio.wait_for(channel.queue_declare(queue, passive=True), RPC_TIMEOUT)
         except amqp.ChannelNotFoundEntity:
@@ -183,58 +196,78 @@ class RabbitSession:
         """Say goodbye, first on the channels: what is acknowledged goes out before the answer to that comes in."""
         await asyncio.gather(*(consumer.close() for consumer in self._consumers))
         await asyncio.gather(_quietly(self._consuming.close()), _quietly(self._publishing.close()))
+        self._publisher.end(_GONE)
         self._end(BrokerUnreachable("the session was closed"))
 
-    async def _publish(self, message: Message, exchange: str, routing_key: str, *, mandatory: bool) -> Publication:
-        # aiormq knows a returned message by its id alone: two in flight with one id would get each other's answer.
-        name = message.message_id or new_id()
-        while (before := self._in_flight.get(name)) is not None:
-            await asyncio.shield(before)
-        properties = Properties(message)
-        try:
-            properties.marshal()
-        except (ValueError, TypeError, RecursionError, struct.error) as error:
-            return Refused("rejected", f"it cannot be written: {error}")
-        alone, number = not self._in_flight, self._count + 1
-        self._count = number
-        done = self._in_flight[name] = asyncio.get_running_loop().create_future()
-        try:
-            await self._publisher.basic_publish(
-                message.body,
-                exchange=exchange,
-                routing_key=routing_key,
-                properties=properties,
-                mandatory=mandatory,
-            )
-        except amqp.PublishError as error:
-            return Refused("returned", f"{exchange} has no queue bound for {routing_key!r}: {error.args[0]}")
-        except amqp.ChannelNotFoundEntity:
-            # The broker closes the channel for it, and with it goes the answer of whatever else was in flight.
-            if alone and self._count == number:
-                return Refused("rejected", f"there is no exchange {exchange!r}")
-            raise
-        except amqp.DeliveryError:
-            return Refused("nacked", f"the broker could not store it for {exchange} {routing_key!r}")
-        finally:
-            del self._in_flight[name]
-            done.set_result(None)
-        return Confirmed()
+    def _new_publisher(self) -> lane.Publishing | plain.Publishing:
+        if self._sender is None:
+            return plain.Publishing(self._renew_publisher_soon)
+        frame_max = _underlay(self._publishing).connection_tune.frame_max
+        return lane.Publishing(self._sender, frame_max, self._renew_publisher_soon)
+
+    async def _open_publisher(
+        self, publisher: lane.Publishing | plain.Publishing, number: int | None = None
+    ) -> AbstractChannel:
+        channel = await self._channel(self._publishing, number, confirms=True)
+        publisher.use(channel)
+        channel.closing.add_done_callback(partial(self._on_publisher_closed, publisher, channel))
+        return channel
+
+    def _on_publisher_closed(
+        self, publisher: lane.Publishing | plain.Publishing, channel: AbstractChannel, _: asyncio.Future[Any]
+    ) -> None:
+        if channel not in self._left and self._publishing.transport is not None:
+            self._in_background(self._open_publisher(publisher, channel.number))
+
+    def _renew_publisher_soon(self) -> None:
+        """Publish on another channel after a nack.
+
+        RabbitMQ 3.10: a channel whose first publish finds a quorum queue without a leader, its node being down, refuses
+        all later ones too, long after the election [measured: 3.10.8; 4.0.5 and 4.3.6 do not].
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._renewed >= RENEWAL and not self.lost.done():
+            self._renewed = now
+            self._in_background(self._renew_publisher())
+
+    async def _renew_publisher(self) -> None:
+        before, publisher = self._publisher, self._new_publisher()
+        await self._open_publisher(publisher)
+        self._publisher = publisher
+        await before.settled()
+        self._left.add(before.channel)
+        await _quietly(before.channel.close())
+
+    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do `work` on the publishing channel; that it cannot be done is the end of the session."""
+
+        async def do() -> None:
+            try:
+                await work
+            except ChoreoError as error:
+                self._end(error)
+
+        task = asyncio.create_task(do())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     async def _channel(
-        self, connection: aio_pika.Connection, *, confirms: bool = False, watch: bool = True
+        self, connection: aio_pika.Connection, number: int | None = None, *, confirms: bool = False
     ) -> AbstractChannel:
         try:
             channel: AbstractChannel = await asyncio.wait_for(
-                _underlay(connection).channel(publisher_confirms=confirms), RPC_TIMEOUT
+                _underlay(connection).channel(channel_number=number, publisher_confirms=confirms), RPC_TIMEOUT
             )
         except Exception as error:
             raise translate.lost(error) from error
-        if watch:
-            channel.closing.add_done_callback(partial(self._on_channel_closed, channel))
         return channel
 
     def _on_connection_closed(self, _: Any, error: BaseException | None = None) -> None:
         self._end(translate.lost(error))
+
+    def _on_publishing_closed(self, connection: Any, error: BaseException | None = None) -> None:
+        self._publisher.end(_GONE)
+        self._on_connection_closed(connection, error)
 
     def _on_channel_closed(self, channel: AbstractChannel, closing: asyncio.Future[Any]) -> None:
         if channel in self._left:
@@ -253,24 +286,17 @@ class RabbitSession:
 class RabbitConsumer:
     """A subscription on a channel of its own."""
 
-    def __init__(
-        self,
-        channel: AbstractChannel,
-        queue: str,
-        on_delivery: OnDelivery,
-        leave: Callable[[AbstractChannel], None],
-    ) -> None:
+    def __init__(self, queue: str, channel: AbstractChannel, leave: Callable[[AbstractChannel], None]) -> None:
         self.queue = queue
         self._channel = channel
-        self._on_delivery = on_delivery
         self._leave = leave
-        self._settlements = Settlements()
-        self._writing: asyncio.Task[None] | None = None
         self._tag = ""
 
-    async def start(self) -> None:
+    async def start(self, receiving: lane.Consuming | plain.Consuming) -> None:
         """Begin to receive."""
-        reply = await _rpc(self._channel.basic_consume(self.queue, self._arrived))
+        self._receiving = receiving
+        self._settle, self._give_back = receiving.acknowledge, receiving.give_back
+        reply = await _rpc(self._channel.basic_consume(self.queue, receiving.arrived))
         self._tag = reply.consumer_tag or ""
 
     def acknowledge(self, delivery: Delivery) -> None:
@@ -278,13 +304,11 @@ class RabbitConsumer:
 
         If the channel is gone, nothing happens: the broker has taken the delivery back already.
         """
-        self._settlements.acknowledge(delivery.tag)
-        self._write_soon()
+        self._settle(delivery.tag)
 
     def requeue(self, delivery: Delivery) -> None:
         """Give back with basic.nack, which from RabbitMQ 4.3 on does not count towards the delivery limit."""
-        self._settlements.give_back(delivery.tag)
-        self._write_soon()
+        self._give_back(delivery.tag)
 
     async def cancel(self) -> None:
         """Stop receiving."""
@@ -293,54 +317,9 @@ class RabbitConsumer:
     async def close(self) -> None:
         """Close the channel."""
         if not self._channel.is_closed:
-            if self._writing is not None:
-                await self._writing
+            await self._receiving.end()
             self._leave(self._channel)
             await _quietly(self._channel.close())
-
-    def _write_soon(self) -> None:
-        if self._writing is None:
-            self._writing = asyncio.create_task(self._write())
-
-    async def _write(self) -> None:
-        while frames := self._settlements.frames():
-            for tag, multiple, back in frames:
-                if back:
-                    await _if_open(self._channel.basic_nack(tag, requeue=True, wait=False))
-                else:
-                    await _if_open(self._channel.basic_ack(tag, multiple=multiple, wait=False))
-        self._writing = None
-
-    async def _arrived(self, message: DeliveredMessage) -> None:
-        frame = message.delivery
-        assert isinstance(frame, commands.Basic.Deliver)
-        self._on_delivery(
-            Delivery(
-                message=_message(message),
-                exchange=frame.exchange or "",
-                routing_key=frame.routing_key or "",
-                tag=frame.delivery_tag or 0,
-                redelivered=bool(frame.redelivered),
-                consumer=self,
-            )
-        )
-
-
-def _message(delivered: DeliveredMessage) -> Message:
-    properties = delivered.header.properties
-    return Message(
-        body=delivered.body,
-        headers=properties.headers or {},
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        message_id=properties.message_id,
-        correlation_id=properties.correlation_id,
-        type=properties.message_type,
-        app_id=properties.app_id,
-        reply_to=properties.reply_to,
-        priority=properties.priority,
-        timestamp=properties.timestamp,
-    )
 
 
 def _tls(broker: BrokerUrl) -> ssl.SSLContext | None:
@@ -368,13 +347,6 @@ async def _rpc(call: Awaitable[T]) -> T:
         return await asyncio.wait_for(call, RPC_TIMEOUT)
     except Exception as error:
         raise translate.declaring(error) from error
-
-
-async def _if_open(settle: Awaitable[None]) -> None:
-    try:
-        await settle
-    except (amqp.ChannelInvalidStateError, amqp.AMQPError):
-        return
 
 
 async def _quietly(goodbye: Awaitable[Any]) -> None:

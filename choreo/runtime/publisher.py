@@ -84,7 +84,7 @@ class Publisher:
         match result:
             case Confirmed():
                 return
-            case Refused("returned"):
+            case Refused("returned" | "missing"):
                 raise PublishRefused(
                     f"no agent listens to {topic!r} in the namespace {self._names.namespace!r}: nothing is stored",
                     "start the agents once, so that their queues exist: choreo run NAME",

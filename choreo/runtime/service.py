@@ -16,6 +16,7 @@ from choreo.agent import Agent
 from choreo.observe.health import Health
 from choreo.observe.systemd import Notifier
 from choreo.rabbit import session as rabbit
+from choreo.runtime import stall
 from choreo.runtime.worker import State, Worker
 from choreo.settings import Settings
 
@@ -77,7 +78,10 @@ async def serve(agents: Sequence[Agent], settings: Settings) -> int:
     ):
         if supervised:
             loop.add_reader(0, _orphaned, stop)
-        drained = await worker.run()
+        longest = max((reaction.timeout for agent in agents for reaction in agent.reactions), default=0.0)
+        # Not at the start: a lifespan that blocks holds up nobody yet.
+        with stall.watch(longest + stall.MARGIN, armed=lambda: worker.state is not State.STARTING):
+            drained = await worker.run()
     return stop.exit_code(drained=drained)
 
 

@@ -9,17 +9,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import structlog
 import tenacity
 
 from choreo.agent import Agent
 from choreo.errors import BrokerUnreachable, ChoreoError
+from choreo.runtime import lookout
 from choreo.runtime.delivery import Counters, Courier
+from choreo.runtime.window import Turns, Window, affordable, longest_way
 from choreo.settings import Settings
 from choreo.topology import Names, Topology
-from choreo.transport import Connect, Consumer, Delivery, Session
+from choreo.transport import Connect, Delivery, Session
 
 _BACKOFF: Final = tenacity.wait_exponential_jitter(multiplier=0.2, exp_base=1.5, max=30, jitter=0.2)
 _SHORT_LIFE: Final = 10.0  # seconds
@@ -44,10 +46,12 @@ class Worker:
     """Runs `agents` until it is told to stop.
 
     `connect` opens a session with the broker. `state`, and `status` in words, tell the truth at any time; `watch` calls
-    back on each change.
+    back on each change. `look_every`: seconds between two looks at whether the broker still delivers.
     """
 
-    def __init__(self, agents: Sequence[Agent], settings: Settings, connect: Connect) -> None:
+    def __init__(
+        self, agents: Sequence[Agent], settings: Settings, connect: Connect, look_every: float = lookout.PERIOD
+    ) -> None:
         self.agents = tuple(agents)
         self.state = State.STARTING
         self.status = "starting"
@@ -57,6 +61,9 @@ class Worker:
         self._topology = Topology.of(self.agents, settings.namespace)
         self._couriers: dict[str, Courier] = {}
         self._arrived: dict[str, asyncio.Queue[tuple[Session, Delivery] | None]] = {}
+        self._look_every = look_every
+        self._windows: list[Window] = []  # of the session at hand
+        self._prefetch = {agent.name: self._affordable(agent) for agent in self.agents}
         self._drainers: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._abort = asyncio.Event()
@@ -123,28 +130,26 @@ class Worker:
         # At the start: patient for `wait` seconds if nobody answers, not at all with a refusal. Later a refusal may be
         # mended too, and is waited out like everything else.
         only_unreachable = tenacity.retry_if_exception_type(BrokerUnreachable)
-        live = await self._connected(only_unreachable, tenacity.stop_after_delay(self._settings.wait))
-        while live is not None:
-            session, consumers = live
+        session = await self._connected(only_unreachable, tenacity.stop_after_delay(self._settings.wait))
+        while session is not None:
             began = time.monotonic()
-            self._change(State.CONSUMING, f"consuming from {', '.join(each.queue for each in consumers)}")
+            self._change(State.CONSUMING, f"consuming from {', '.join(each.queue for each in self._windows)}")
+            watch = asyncio.create_task(lookout.watch(session, self._windows, self._look_every))
             try:
-                narrow = self._short_lives > 1
-                await self._first_of(self._stop, session.lost, timeout=_SHORT_LIFE + 1 if narrow else None)
+                await self._first_of(self._stop, session.lost, watch, *(each.failed for each in self._windows))
                 if self._stop.is_set():
-                    return await self._drain(session, consumers)
-                if not session.lost.done():  # what ended sessions is gone: the next one has its whole window again
-                    await session.close()
-                self._lost(session)
+                    return await self._drain(session)
+                await self._lost(session, watch)
             finally:
+                watch.cancel()
                 await session.close()
             # A session that is lost again as soon as it is there must not become a storm of connections.
             self._short_lives = self._short_lives + 1 if time.monotonic() - began < _SHORT_LIFE else 0
             await self._sleep(min(0.1 * 2**self._short_lives, 1.0) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-            live = await self._connected(tenacity.retry_if_exception_type(ChoreoError), tenacity.stop_never)
-        return await self._drain(None, [])
+            session = await self._connected(tenacity.retry_if_exception_type(ChoreoError), tenacity.stop_never)
+        return await self._drain(None)
 
-    async def _connected(self, retry: Any, stop: Any) -> tuple[Session, list[Consumer]] | None:
+    async def _connected(self, retry: Any, stop: Any) -> Session | None:
         """Connect, declare and consume, again and again as `retry` and `stop` allow. None: stopped meanwhile."""
         tries = tenacity.AsyncRetrying(
             retry=retry, stop=stop, wait=_BACKOFF, reraise=True, sleep=self._sleep, before_sleep=self._not_connected
@@ -161,14 +166,38 @@ class Worker:
                 return live.result()
         return None
 
-    async def _live_session(self) -> tuple[Session, list[Consumer]]:
+    async def _live_session(self) -> Session:
         session = await self._connect()
+        turns = Turns(len(self.agents))
+        self._windows = [self._window(session, agent, turns) for agent in self.agents]
         try:
             await session.declare(self._topology)
-            return session, [await self._consume(session, agent) for agent in self.agents]
+            for window in self._windows:
+                await window.open()
         except BaseException:
-            await session.close()
+            await self._abandon(session)
             raise
+        return session
+
+    def _affordable(self, agent: Agent) -> int:
+        """Return how many deliveries `agent` may hold: the setting, or fewer if its deadlines are long."""
+        wanted, concurrency = self._settings.prefetch, self._settings.concurrency
+        longest = max((longest_way(each, self._settings.publish_timeout) for each in agent.reactions), default=0.0)
+        found = affordable(wanted, concurrency, longest)
+        if found < wanted:
+            why = f"a delivery may take {longest:g} s, and the broker takes back what is held for half an hour"
+            _logger.info("prefetch narrowed", agent=agent.name, prefetch=found, setting=wanted, why=why)
+        return found
+
+    def _window(self, session: Session, agent: Agent, turns: Turns) -> Window:
+        arrived = self._arrived[agent.name]
+        return Window(
+            session,
+            self._names.queue(agent.name),
+            self._prefetch[agent.name],
+            turns,
+            on_delivery=lambda delivery: arrived.put_nowait((session, delivery)),
+        )
 
     async def _sleep(self, seconds: float) -> None:
         await self._first_of(self._stop, timeout=seconds)
@@ -181,24 +210,22 @@ class Worker:
             self._change(State.WAITING, f"{message} (attempt {state.attempt_number})")
         _logger.warning("not connected", error=message, attempt=state.attempt_number, next_try_in=round(pause, 1))
 
-    def _lost(self, session: Session) -> None:
-        """Note that the session is gone: what arrived on it and has not begun will arrive again."""
+    async def _lost(self, session: Session, watch: asyncio.Task[NoReturn]) -> None:
+        """Note that the session is gone or useless: what arrived on it and has not begun will arrive again."""
+        failed = [each.exception() for each in (watch, *(window.failed for window in self._windows)) if each.done()]
+        error = session.lost.result() if session.lost.done() else next(filter(None, failed))
+        self._change(State.WAITING, error.message if isinstance(error, ChoreoError) else repr(error))
+        _logger.warning("session lost", error=str(error), server=session.server.version)
+        await self._abandon(session)
         for arrived in self._arrived.values():
             while not arrived.empty():
                 arrived.get_nowait()
-        error = session.lost.result()
-        self._change(State.WAITING, error.message)
-        _logger.warning("session lost", error=str(error), server=session.server.version)
 
-    async def _consume(self, session: Session, agent: Agent) -> Consumer:
-        arrived = self._arrived[agent.name]
-        return await session.consume(
-            self._names.queue(agent.name),
-            # Whatever is held when a session ends counts as delivered once more. Where one message ends each session,
-            # its neighbours must not reach the delivery limit with it.
-            prefetch=1 if self._short_lives > 1 else self._settings.prefetch,
-            on_delivery=lambda delivery: arrived.put_nowait((session, delivery)),
-        )
+    async def _abandon(self, session: Session) -> None:
+        for window in self._windows:
+            window.abandon()
+        self._windows = []
+        await session.close()
 
     def _start_drainers(self) -> None:
         """Start as many tasks per agent as may run at once; they live as long as the worker."""
@@ -231,9 +258,9 @@ class Worker:
             await self._sleep(_DEFECT_PAUSE)
             delivery.consumer.requeue(delivery)
 
-    async def _drain(self, session: Session | None, consumers: Sequence[Consumer]) -> bool:
+    async def _drain(self, session: Session | None) -> bool:
         self._change(State.DRAINING, f"draining for at most {self._settings.drain:g} s")
-        await asyncio.gather(*(consumer.cancel() for consumer in consumers))
+        await asyncio.gather(*(window.cancel() for window in self._windows))
         for arrived in self._arrived.values():
             while not arrived.empty():
                 if (waiting := arrived.get_nowait()) is not None:

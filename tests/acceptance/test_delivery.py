@@ -102,9 +102,9 @@ class Stage:
         """Return an agent whose queue no other test has."""
         return Agent(f"{name}-{self._token}-{next(self._numbers)}", **options)
 
-    async def play(self, *agents: Agent, **changes: Any) -> Worker:
+    async def play(self, *agents: Agent, look_every: float = 15.0, **changes: Any) -> Worker:
         """Start a worker, and return it when it consumes."""
-        worker = Worker(agents, self.settings.model_copy(update=changes), self.connect)
+        worker = Worker(agents, self.settings.model_copy(update=changes), self.connect, look_every)
         self.workers.append(worker)
         self.runs.append(asyncio.ensure_future(worker.run()))
         await eventually(lambda: worker.ready or self.runs[-1].done(), what="the worker being ready")
@@ -142,6 +142,12 @@ class Stage:
             await eventually(partial(self.ready, self.names.queue(agent.name), 0), what="an empty queue")
         found = [await self.session.stats(self.names.dlq(agent.name)) for agent in agents]
         assert sum(each.ready for each in found if each is not None) == dead
+
+    async def consumer(self, worker: Worker) -> Any:
+        """Return the session's consumer that the one agent of `worker` receives from, with its whole prefetch."""
+        (window,) = worker._windows
+        await eventually(lambda: window._subscriptions[-1]._prefetch == window.prefetch)
+        return window._subscriptions[-1]._consumer
 
     def states(self) -> list[State]:
         return [worker.state for worker in self.workers]
@@ -1338,25 +1344,48 @@ async def test_thread_that_hangs_takes_no_place_from_the_others(stage: Stage) ->
         release.set()
 
 
-async def test_narrow_window_does_not_outlast_its_cause(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After sessions lost at once the prefetch is 1; a session that holds ends that: work is parallel again."""
-    monkeypatch.setattr("choreo.runtime.worker._SHORT_LIFE", 0.5)
+@pytest.mark.parametrize("loss", ["the consumer", "its deliveries"])
+async def test_consumer_that_receives_nothing_any_more_is_replaced(stage: Stage, loss: str) -> None:
+    """The connection lives and heartbeats go on, but no delivery reaches the agent: the worker sees the messages wait,
+    says so, and opens another session."""
     payment = stage.agent()
-    gate, running = asyncio.Event(), set[str]()
+    got: list[tuple[Placed, Context]] = []
+    worker = await stage.play(seen_by(payment, Placed, got), prefetch=2, look_every=0.3)
+    states: list[str] = []
+    worker.watch(lambda changed: states.append(changed.status))
+    consumer = await stage.consumer(worker)
+    if loss == "the consumer":
+        await consumer.cancel()
+    else:
+        consumer._on_delivery = lambda delivery: None
+    for order in "12345":
+        await stage.place(order)
+    await eventually(lambda: len(got) == 5, within=8, what="all orders")
+    assert {placed.order for placed, _ in got} == set("12345")
+    wrong = "lost the consumer" if loss == "the consumer" else "3 messages ready"
+    assert wrong in states[0]
+
+
+async def test_consumer_that_waits_is_left_alone(stage: Stage) -> None:
+    """A full window, a suspect that runs alone, an empty queue: nothing arrives, and nothing is wrong."""
+    payment, shop = stage.agent(), stage.agent("shop")
+    gate, begun = asyncio.Event(), list[str]()
 
     @payment.on
     async def charge(placed: Placed) -> None:
-        running.add(placed.order)
+        begun.append(placed.order)
         await gate.wait()
 
-    worker = await stage.play(payment, concurrency=4)
-    worker._short_lives = 5
-    for _ in range(2):
-        async with await aio_pika.connect(stage.settings.url.get_secret_value()) as connection:
-            await (await connection.channel()).queue_delete(stage.names.queue(payment.name))
-        await eventually(lambda: not worker.ready)
-        await eventually(lambda: worker.ready)
-    for order in ("1", "2", "3"):
+    @shop.on
+    async def idle(paid: Paid) -> None: ...
+
+    worker = await stage.play(payment, shop, prefetch=2, look_every=0.05)
+    for order in "12345":
         await stage.place(order)
-    await eventually(lambda: len(running) == 3, within=8, what="three at once")
+    states: list[str] = []
+    worker.watch(lambda changed: states.append(changed.status))
+    await eventually(lambda: len(begun) == 2)
+    await asyncio.sleep(0.5)  # ten looks
+    assert states == []
     gate.set()
+    await eventually(lambda: len(begun) == 5)

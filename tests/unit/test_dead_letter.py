@@ -207,3 +207,10 @@ def test_headers_that_leave_no_room_are_dropped_by_name() -> None:
 
 
 NOTHING_ELSE: dict[str, Any] = {"reaction": None, "attempts": 1, "first_failure": None, "code_version": None}
+
+
+def test_topic_is_never_dropped() -> None:
+    """However many small headers fill the room before it: without its topic, a letter cannot be replayed."""
+    written = letter(Message(b"{}", headers={str(number): "" for number in range(20_000)}))
+    assert written.headers["choreo-topic"] == "order.placed"
+    assert dead_letter.read(written, agent="payment").topic == "order.placed"

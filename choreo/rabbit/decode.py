@@ -1,0 +1,183 @@
+"""Basic properties and header tables from bytes. Whatever the broker lets through can be read: nothing here raises.
+
+Texts that are not UTF-8 keep their bytes: properties and names of headers as surrogate escapes, values as `bytes`. What
+cannot be read at all (a field type that nobody knows, lengths that lie, tables too deep) is `Message.unread`. Source:
+AMQP 0-9-1 section 4.2.5, with the types that RabbitMQ and its clients use.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
+
+from choreo.message import FarTime, Message
+
+_MAX_DEPTH: Final = 64  # tables and lists within each other; choreo reads events with half of that
+_MAX_NAMES: Final = 4096
+
+_U32: Final = struct.Struct(">I")
+_U64: Final = struct.Struct(">Q")
+_S64: Final = struct.Struct(">q")
+_LATEST: Final = 253_402_300_799  # seconds: the end of the year 9999, beyond which Python knows no dates
+
+_names: dict[bytes, str] = {}  # header names repeat from message to message
+
+
+class _UnreadableError(Exception):
+    """Bytes that are not what the protocol says of them."""
+
+
+def message(properties: bytes, body: bytes) -> Message:
+    """Return the message whose content header holds `properties`, flags first, and whose body is `body`."""
+    try:
+        return _message(properties, body)
+    except (_UnreadableError, IndexError, struct.error):
+        return Message(body, content_type=None, unread=properties)
+
+
+def _message(data: bytes, body: bytes) -> Message:  # noqa: C901, PLR0912 - one step per property
+    flags = data[0] << 8 | data[1]
+    if flags & 1:
+        raise _UnreadableError  # a second word of flags, which AMQP 0-9-1 has no properties for
+    pos = 2
+    found = Message(body, content_type=None)
+    if flags & 0x8000:
+        found.content_type, pos = short(data, pos)
+    if flags & 0x4000:
+        found.content_encoding, pos = short(data, pos)
+    if flags & 0x2000:
+        end = pos + 4 + _U32.unpack_from(data, pos)[0]
+        try:
+            found.headers = _table(data, pos + 4, end, 1)
+        except (_UnreadableError, IndexError, struct.error):
+            found.unread = data[pos:end]
+        pos = end
+    if flags & 0x1000:
+        pos += 1  # delivery mode: choreo's queues keep everything
+    if flags & 0x0800:
+        found.priority = data[pos]
+        pos += 1
+    if flags & 0x0400:
+        found.correlation_id, pos = short(data, pos)
+    if flags & 0x0200:
+        found.reply_to, pos = short(data, pos)
+    if flags & 0x0100:
+        pos += 1 + data[pos]  # expiration
+    if flags & 0x0080:
+        found.message_id, pos = short(data, pos)
+    if flags & 0x0040:
+        found.timestamp = _time(_U64.unpack_from(data, pos)[0])
+        pos += 8
+    if flags & 0x0020:
+        found.type, pos = short(data, pos)
+    if flags & 0x0010:
+        pos += 1 + data[pos]  # user id
+    if flags & 0x0008:
+        found.app_id, pos = short(data, pos)
+    if pos > len(data):
+        raise _UnreadableError
+    return found
+
+
+def short(data: bytes, pos: int) -> tuple[str, int]:
+    """Return the short string at `pos`, and the position behind it."""
+    end = pos + 1 + data[pos]
+    return str(data[pos + 1 : end], "utf-8", "surrogateescape"), end
+
+
+def _table(data: bytes, pos: int, end: int, depth: int) -> dict[str, Any]:
+    if end > len(data) or depth > _MAX_DEPTH:
+        raise _UnreadableError
+    fields: dict[str, Any] = {}
+    while pos < end:
+        start = pos + 1
+        pos = start + data[pos]
+        name = data[start:pos]
+        known = _names.get(name)
+        if known is None:
+            known = _name(name)
+        if data[pos] == 0x53:  # S, by far the commonest
+            start = pos + 5
+            pos = start + _U32.unpack_from(data, pos + 1)[0]
+            try:
+                fields[known] = data[start:pos].decode()
+            except UnicodeDecodeError:
+                fields[known] = data[start:pos]
+        else:
+            fields[known], pos = _value(data, pos, end, depth)
+    if pos != end:
+        raise _UnreadableError
+    return fields
+
+
+def _name(name: bytes) -> str:
+    if len(_names) >= _MAX_NAMES:
+        _names.clear()
+    return _names.setdefault(name, name.decode("utf-8", "surrogateescape"))
+
+
+def _value(data: bytes, pos: int, end: int, depth: int) -> tuple[Any, int]:
+    kind = data[pos]
+    plain = _PLAIN.get(kind)
+    if plain is not None:
+        form, convert = plain
+        value = form.unpack_from(data, pos + 1)[0]
+        return (value if convert is None else convert(value)), pos + 1 + form.size
+    match kind:
+        case 0x56:  # V
+            return None, pos + 1
+        case 0x44:  # D
+            return Decimal(int.from_bytes(data[pos + 2 : pos + 6], signed=True)).scaleb(-data[pos + 1]), pos + 6
+        case 0x53 | 0x78 | 0x46 | 0x41:  # S x F A: their length stands before them
+            start = pos + 5
+            stop = start + _U32.unpack_from(data, pos + 1)[0]
+            if stop > end:
+                raise _UnreadableError
+            return _sized(kind, data, start, stop, depth), stop
+    raise _UnreadableError
+
+
+def _sized(kind: int, data: bytes, start: int, stop: int, depth: int) -> Any:
+    match kind:
+        case 0x53:
+            content = data[start:stop]
+            try:
+                return content.decode()
+            except UnicodeDecodeError:
+                return content
+        case 0x78:
+            return bytearray(data[start:stop])
+        case 0x46:
+            return _table(data, start, stop, depth + 1)
+    if depth >= _MAX_DEPTH:
+        raise _UnreadableError
+    values = []
+    while start < stop:
+        value, start = _value(data, start, stop, depth + 1)
+        values.append(value)
+    if start != stop:
+        raise _UnreadableError
+    return values
+
+
+def _time(seconds: int) -> datetime | FarTime:
+    return datetime.fromtimestamp(seconds, UTC) if seconds <= _LATEST else FarTime(seconds)
+
+
+_PLAIN: Final[dict[int, tuple[struct.Struct, Callable[[Any], Any] | None]]] = {
+    ord("t"): (struct.Struct(">B"), bool),
+    ord("b"): (struct.Struct(">b"), None),
+    ord("B"): (struct.Struct(">B"), None),
+    ord("s"): (struct.Struct(">h"), None),
+    ord("u"): (struct.Struct(">H"), None),
+    ord("I"): (struct.Struct(">i"), None),
+    ord("i"): (_U32, None),
+    ord("l"): (_S64, None),
+    ord("L"): (_S64, None),
+    ord("f"): (struct.Struct(">f"), None),
+    ord("d"): (struct.Struct(">d"), None),
+    ord("T"): (_U64, _time),
+}

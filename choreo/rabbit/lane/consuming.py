@@ -1,0 +1,96 @@
+"""A channel that receives: deliveries as they come, what is settled once per turn of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from aiormq.abc import DeliveredMessage
+
+from choreo.rabbit import decode
+from choreo.rabbit.lane import frames
+from choreo.rabbit.lane.protocol import Lane
+from choreo.rabbit.settlements import Settlements
+from choreo.transport import Consumer, Delivery, OnDelivery
+
+_MAX_PLACES: Final = 4096
+
+
+class Consuming:
+    """Takes over `channel`, on which nothing is consumed yet. `consumer` is what its deliveries are settled with."""
+
+    def __init__(self, lane: Lane, channel: int, consumer: Consumer, on_delivery: OnDelivery) -> None:
+        self._lane = lane
+        self._channel = channel
+        self._consumer = consumer
+        self._on_delivery = on_delivery
+        self._settlements = Settlements()
+        self._soon: Callable[..., object] = asyncio.get_running_loop().call_soon
+        self._writing = False
+        self._open = True
+        self._places: dict[bytes, tuple[str, str]] = {}  # exchange and routing key repeat from delivery to delivery
+        lane.take(channel, self)
+
+    def acknowledge(self, tag: int) -> None:
+        """Acknowledge, at the end of this turn of the loop. Nothing happens on a channel that is closed."""
+        self._settlements.acknowledge(tag)
+        self._write_soon()
+
+    def give_back(self, tag: int) -> None:
+        """Give back with basic.nack, at the end of this turn of the loop."""
+        self._settlements.give_back(tag)
+        self._write_soon()
+
+    async def arrived(self, _: DeliveredMessage) -> None:
+        """Do nothing: what aiormq would call this with does not reach it."""
+
+    async def end(self) -> None:
+        """Write what is settled. What still comes is not handed on, what is settled later is not written."""
+        self._write()
+        self._open = False
+
+    def method(self, *_: object) -> bool:
+        """Leave everything without content to aiormq."""
+        return False
+
+    def content(self, payload: bytes, properties: bytes, body: bytes) -> None:
+        """Hand a delivery on."""
+        if not self._open:
+            return
+        behind_tag = 1 + payload[0]
+        tag, redelivered = frames.TAG.unpack_from(payload, behind_tag)
+        place = payload[behind_tag + 9 :]
+        exchange, routing_key = self._places.get(place) or self._place(place)
+        message = decode.message(properties, body)
+        self._on_delivery(Delivery(message, exchange, routing_key, tag, bool(redelivered), self._consumer))
+
+    def closed(self, *_: object) -> None:
+        """Write nothing more: the broker takes back what is not settled."""
+        self._open = False
+
+    def writable(self) -> None:
+        """Go on: settlements are small, and never held back."""
+
+    def _place(self, place: bytes) -> tuple[str, str]:
+        if len(self._places) >= _MAX_PLACES:
+            self._places.clear()
+        exchange, behind = decode.short(place, 0)
+        return self._places.setdefault(place, (exchange, decode.short(place, behind)[0]))
+
+    def _write_soon(self) -> None:
+        if not self._writing:
+            self._writing = True
+            self._soon(self._write)
+
+    def _write(self) -> None:
+        self._writing = False
+        if self._open and (settled := self._settlements.frames()):
+            self._lane.write(
+                b"".join(
+                    frames.requeue(self._channel, each.tag)
+                    if each.back
+                    else frames.ack(self._channel, each.tag, multiple=each.multiple)
+                    for each in settled
+                )
+            )

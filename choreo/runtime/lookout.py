@@ -1,0 +1,43 @@
+"""Sees a consumer that should receive and does not, whoever has lost it: a broker, a proxy, a defect.
+
+Heartbeats go on then, and so does the connection. Only the queue and the window together tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from choreo.errors import BrokerUnreachable, ChoreoError
+from choreo.runtime.window import Window
+from choreo.transport import Session
+
+PERIOD: Final = 15.0  # seconds between two looks
+
+
+async def watch(session: Session, windows: Sequence[Window], period: float = PERIOD) -> NoReturn:
+    """Look after `windows` until one of them is deaf, and raise BrokerUnreachable that says which and why.
+
+    Deaf is a window that has room, and that got nothing between two looks although messages were ready at both; or
+    whose queue has no consumer at all.
+    """
+    marks: dict[str, object] = {}
+    while True:
+        await asyncio.sleep(period)
+        for window in windows:
+            mark = window.mark
+            try:
+                found = await session.stats(window.queue)
+            except ChoreoError:
+                continue  # what keeps the broker from answering ends the session, if it lasts
+            if mark is None or window.mark != mark:
+                marks.pop(window.queue, None)
+                continue
+            if found is None or not found.consumers:
+                raise BrokerUnreachable(f"the broker has lost the consumer of {window.queue}")
+            if found.ready and marks.get(window.queue) == mark:
+                raise BrokerUnreachable(
+                    f"{window.queue} has {found.ready} messages ready, and none has come for {period:g} s"
+                )
+            marks[window.queue] = mark if found.ready else None

@@ -1,0 +1,292 @@
+"""How much of its queue an agent holds at a time, so that a delivery that ends the process takes no other with it.
+
+Whatever a process holds when it ends counts as delivered once more, and beyond its delivery limit the broker buries a
+message, whoever was to blame. So a delivery that has come back twice is a suspect: it runs while its agent holds
+nothing else. RabbitMQ delivers what came back before what is new. A subscription therefore begins narrow, with one
+delivery at a time, and gets its whole window when the next one is no suspect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from choreo.message import DELIVERY_COUNT
+from choreo.reaction import Reaction
+from choreo.transport import Consumer, Delivery, OnDelivery, Session
+
+# Seconds. A broker closes the channel of a consumer that holds a delivery longer than its consumer_timeout, 30 minutes
+# unless set otherwise, and looks once in a minute. Source: RabbitMQ, Consumers, "Delivery Acknowledgement Timeout".
+LONGEST_HOLD: Final = 28 * 60.0
+SUSPECT: Final = 2  # times that a delivery came back unsettled
+_QUIET: Final = 0.1  # seconds without a delivery, after which nothing in the queue has come back
+_GOODBYE: Final = 3.0  # seconds for a subscription that is being made when the worker stops
+_PATIENCE: Final = 60.0  # seconds that a suspect waits for others; a broker takes back what is held for too long
+
+
+def longest_way(reaction: Reaction, publish_timeout: float) -> float:
+    """Return the seconds that a delivery of `reaction` may take once it has begun.
+
+    That is every try in this process, and the last word, each with the confirmation of what it emits.
+    """
+    tries = 1 + (reaction.retry.immediate if reaction.retry is not None else 0)
+    return (tries + (reaction.otherwise is not None)) * (reaction.timeout + publish_timeout)
+
+
+def affordable(prefetch: int, concurrency: int, longest: float) -> int:
+    """Return how many deliveries may be held, so that the last is settled in time even if all take `longest` seconds.
+
+    One more than that is held when a window opens, since the delivery of the narrow one may still run. Never fewer than
+    can run at once.
+    """
+    rounds = int(LONGEST_HOLD / longest) if longest else prefetch + 1
+    return min(prefetch, max(concurrency, concurrency * rounds - 1))
+
+
+def came_back(delivery: Delivery) -> int:
+    """Return how often the broker has got `delivery` back unsettled."""
+    if not delivery.redelivered:
+        return 0  # whatever a publisher may have written there
+    count = delivery.message.headers.get(DELIVERY_COUNT)
+    return count if isinstance(count, int) else 0
+
+
+class Turns:
+    """Lets the suspects of all agents in a process run one at a time, the one that came back least often first.
+
+    Who ended the process came back each time, who was only there did not: it runs first, and ends. Among equals the lot
+    decides, so that no innocent one stands behind the culprit every time.
+    """
+
+    def __init__(self, windows: int) -> None:
+        self._unheard = windows
+        self._waiting: list[tuple[int, float, asyncio.Event]] = []
+        self._running = False
+
+    def heard(self) -> None:
+        """Note that one more window knows what its queue begins with. Nobody has a turn before all do."""
+        self._unheard -= 1
+        asyncio.get_running_loop().call_soon(self._next)  # when its suspect, if there is one, has asked as well
+
+    @asynccontextmanager
+    async def take(self, suspect: Delivery) -> AsyncIterator[None]:
+        """Wait for the turn of `suspect`, at most a minute, and hold it."""
+        turn = asyncio.Event()
+        entry = (came_back(suspect), random.random(), turn)  # noqa: S311 - no secret
+        heapq.heappush(self._waiting, entry)
+        self._next()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE):
+                    await turn.wait()
+            yield
+        finally:
+            if turn.is_set():
+                self._running = False
+            else:
+                self._waiting.remove(entry)
+                heapq.heapify(self._waiting)
+            self._next()
+
+    def _next(self) -> None:
+        if self._waiting and not self._running and not self._unheard:
+            heapq.heappop(self._waiting)[2].set()
+            self._running = True
+
+
+class _Subscription:
+    """A consumer that knows what it holds. Suspects are set aside; everything else is handed on as it comes."""
+
+    def __init__(self, on_delivery: OnDelivery) -> None:
+        self.suspects: list[Delivery] = []
+        self.held = 0  # handed on and not settled
+        self.arrivals = 0
+        self.heard = asyncio.Event()  # something has arrived
+        self.suspected = asyncio.Event()  # a suspect has arrived
+        self.idle = asyncio.Event()  # everything that was handed on is settled
+        self.idle.set()
+        self._on_delivery = on_delivery
+        self._consumer: Consumer | None = None
+        self._cancelled = False
+        self._prefetch = 0
+
+    @property
+    def hungry(self) -> bool:
+        return not self._cancelled and self.held + len(self.suspects) < self._prefetch
+
+    async def open(self, session: Session, queue: str, prefetch: int) -> None:
+        self.queue, self._prefetch = queue, prefetch
+        self._consumer = await session.consume(queue, prefetch=prefetch, on_delivery=self._arrived)
+
+    def hand_on(self, delivery: Delivery) -> None:
+        if not self.held:
+            self.idle.clear()
+        self.held += 1
+        self._on_delivery(delivery)
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        assert self._consumer is not None
+        self._consumer.acknowledge(delivery)
+        self._settled()
+
+    def requeue(self, delivery: Delivery) -> None:
+        assert self._consumer is not None
+        self._consumer.requeue(delivery)
+        self._settled()
+
+    def give_back(self) -> None:
+        """Give the suspects back that have not run."""
+        assert self._consumer is not None
+        while self.suspects:
+            self._consumer.requeue(self.suspects.pop())
+
+    async def cancel(self) -> None:
+        if self._consumer is not None and not self._cancelled:
+            self._cancelled = True
+            await self._consumer.cancel()
+
+    async def close(self) -> None:
+        if self._consumer is not None:
+            await self._consumer.close()
+
+    def _arrived(self, delivery: Delivery) -> None:
+        self._consumer, delivery.consumer = delivery.consumer, self  # the first one may come before `consume` returns
+        self.arrivals += 1
+        if delivery.redelivered and came_back(delivery) >= SUSPECT:
+            self.suspects.append(delivery)
+            self.suspected.set()
+        else:
+            self.hand_on(delivery)
+        self.heard.set()
+
+    def _settled(self) -> None:
+        self.held -= 1
+        if not self.held:
+            self.idle.set()
+
+
+class Window:
+    """The subscription of one agent in one session: narrow while suspects come, else `prefetch` deliveries wide.
+
+    `on_delivery` gets what is to run. A wide window that meets a suspect, from the crash of another worker, takes
+    nothing more, waits until everything else is settled, runs it, and is narrow again. It does not give suspects back
+    to find them again: brokers before 4.3 count that too, and among many workers it would add up.
+    """
+
+    def __init__(self, session: Session, queue: str, prefetch: int, turns: Turns, on_delivery: OnDelivery) -> None:
+        self.queue = queue
+        self.prefetch = prefetch
+        self._session = session
+        self._turns = turns
+        self._on_delivery = on_delivery
+        self._subscriptions: list[_Subscription] = []  # the last one receives, what the others hold is being finished
+        self._changing = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._work: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Subscribe, narrowly. Raises what the session raises."""
+        narrow = await self._subscribe(1)
+        self._work = asyncio.create_task(self._run(narrow), name=f"window of {self.queue}")
+
+    @property
+    def failed(self) -> asyncio.Task[None]:
+        """Done when the window cannot go on; the session is of no use then."""
+        assert self._work is not None
+        return self._work
+
+    @property
+    def mark(self) -> object:
+        """Something that changes with each delivery; None while none can come: the window is full, or changing."""
+        if self._changing.locked() or not self._subscriptions or not self._subscriptions[-1].hungry:
+            return None
+        return self._subscriptions[-1], self._subscriptions[-1].arrivals
+
+    async def cancel(self) -> None:
+        """Ask for no more deliveries, and give back those that were set aside. The others stay to be settled."""
+        with contextlib.suppress(TimeoutError):  # the broker does not answer: the end of the session does the rest
+            async with asyncio.timeout(_GOODBYE), self._changing:  # one that is just being made would be nobody's
+                pass
+        self._stop()
+        for subscription in self._subscriptions:
+            await subscription.cancel()
+            subscription.give_back()
+
+    def abandon(self) -> None:
+        """Forget everything: the session is gone or going, and what is unsettled is delivered again."""
+        self._stop()
+        self._subscriptions.clear()
+
+    def _stop(self) -> None:
+        for task in (self._work, *self._closing):
+            if task is not None:
+                task.cancel()
+
+    async def _run(self, narrow: _Subscription) -> None:
+        await self._first(narrow)
+        self._turns.heard()
+        while True:
+            while narrow.suspects or self.prefetch == 1:
+                narrow.heard.clear()
+                await self._alone(narrow)
+                await (self._first(narrow) if self.prefetch > 1 else narrow.heard.wait())
+            wide = await self._replace(narrow, self.prefetch)
+            await wide.suspected.wait()
+            narrow = await self._replace(wide, 1)
+            await self._first(narrow)
+
+    @staticmethod
+    async def _first(narrow: _Subscription) -> None:
+        """Wait for the next delivery; none at all is an answer too."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_QUIET):
+                await narrow.heard.wait()
+
+    async def _alone(self, subscription: _Subscription) -> None:
+        """Run what `subscription` has set aside, one by one, while nothing else of this queue runs."""
+        if not subscription.suspects:
+            return
+        for each in tuple(self._subscriptions):
+            await each.idle.wait()
+        random.shuffle(subscription.suspects)
+        subscription.suspects.sort(key=came_back, reverse=True)
+        while subscription.suspects:
+            async with self._turns.take(subscription.suspects[-1]):
+                subscription.hand_on(subscription.suspects.pop())
+                await subscription.idle.wait()
+
+    async def _replace(self, old: _Subscription, prefetch: int) -> _Subscription:
+        """Subscribe anew, when `old` takes nothing more and its suspects have run.
+
+        One after the other: side by side the two would change the order of deliveries.
+        """
+        async with self._changing:
+            await old.cancel()
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._alone(old)
+        except TimeoutError:
+            old.give_back()
+        async with self._changing:
+            new = await self._subscribe(prefetch)
+        task = asyncio.create_task(self._close(old))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return new
+
+    async def _subscribe(self, prefetch: int) -> _Subscription:
+        subscription = _Subscription(self._on_delivery)
+        await subscription.open(self._session, self.queue, prefetch)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    async def _close(self, old: _Subscription) -> None:
+        """Close `old` when all that it holds is settled."""
+        await old.idle.wait()
+        self._subscriptions.remove(old)
+        await old.close()

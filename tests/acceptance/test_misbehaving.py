@@ -1,0 +1,139 @@
+"""Reactions and lifespans that do not behave, under the real `choreo run`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from choreo.broker_url import BrokerUrl
+from choreo.message import Message
+from choreo.rabbit import session as rabbit
+from choreo.topology import Names
+from choreo.transport import Confirmed
+
+if TYPE_CHECKING:
+    from tests.conftest import Running
+
+Start = Callable[..., "Running"]
+
+NAMESPACE = "test-misbehaving"
+AGENT = '''
+"""An agent of the tests."""
+import asyncio
+import time
+
+from choreo import Agent, Event
+
+class Placed(Event, topic="NAME.placed", external=True):
+    order: str
+'''
+
+
+class Stage:
+    """An agent of the real program, and a way to send it orders."""
+
+    def __init__(self, project: Path, start: Start, url: str) -> None:
+        self.agent = f"agent{secrets.token_hex(4)}"
+        self._project = project
+        self._start = start
+        self._url = url
+
+    def run(self, text: str, *arguments: str, state: str | None = "consuming") -> Running:
+        """Start the program, and return it when it is in `state`."""
+        (self._project / "agents" / f"{self.agent}.py").write_text((AGENT + text).replace("NAME", self.agent))
+        environment = {"CHOREO_URL": self._url, "CHOREO_NAMESPACE": NAMESPACE}
+        running = self._start("run", self.agent, *arguments, env=environment)
+        if state is not None:
+            running.wait_for(f'"state": "{state}"')
+        return running
+
+    def send(self, order: str) -> None:
+        async def publish() -> None:
+            session = await rabbit.connect([BrokerUrl.parse(self._url)], name="test")
+            message = Message(json.dumps({"order": order}).encode())
+            topic, exchange = f"{self.agent}.placed", Names(NAMESPACE).events
+            result = await session.publish(message, exchange=exchange, routing_key=topic, timeout=10)
+            await session.close()
+            assert result == Confirmed()
+
+        asyncio.run(publish())
+
+
+@pytest.fixture
+def stage(project: Path, start_choreo: Start, broker_url: str) -> Stage:
+    return Stage(project, start_choreo, broker_url)
+
+
+def logged(running: Running, event: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in running.stderr]
+    return [line for line in lines if line["event"] == event]
+
+
+def test_reaction_that_blocks_the_loop_for_ever_ends_the_process(stage: Stage) -> None:
+    """Said after a second, with its name and stack; beyond every deadline the worker says why and ends with 70."""
+    running = stage.run("""
+agent = Agent("NAME", timeout="100ms")
+
+@agent.on
+async def compute(placed: Placed) -> None:
+    time.sleep(3600)
+""")
+    stage.send("1")
+    assert running.wait(timeout=15) == 70
+    first = logged(running, "event loop blocked")[0]
+    assert (first["agent"], first["reaction"], first["task"]) == (stage.agent, "compute", f"{stage.agent}-0")
+    assert f"{stage.agent}.py:15 compute" in first["stack"]
+    assert first["seconds"] < 3
+    (last,) = logged(running, "event loop blocked beyond every deadline")
+    assert last["seconds"] > 5
+
+
+def test_reaction_that_blocks_the_loop_for_a_while_goes_on(stage: Stage) -> None:
+    """It is said when it begins and when it is over, and nothing else happens."""
+    running = stage.run("""
+agent = Agent("NAME")
+
+@agent.on
+async def compute(placed: Placed) -> None:
+    time.sleep(1.7)
+    print("done", flush=True)
+""")
+    stage.send("1")
+    running.wait_for("event loop turns again")
+    running.wait_for("done")
+    running.send(signal.SIGTERM)
+    assert running.wait() == 0
+    assert len(logged(running, "event loop blocked")) == 1
+
+
+def test_long_deadlines_narrow_the_window(stage: Stage) -> None:
+    """Two at once that may take a quarter of an hour each: more than those two would be held for too long. It is said
+    once."""
+    running = stage.run(
+        """
+agent = Agent("NAME", timeout="15m")
+
+@agent.on
+async def wait(placed: Placed) -> None:
+    print("begun", placed.order, flush=True)
+    await asyncio.sleep(3600)
+""",
+        "--concurrency",
+        "2",
+        "--drain",
+        "0s",
+    )
+    for order in "1234":
+        stage.send(order)
+    running.wait_for("begun", times=2)
+    running.send(signal.SIGTERM)
+    assert running.wait() == 75
+    (line,) = logged(running, "prefetch narrowed")
+    assert (line["prefetch"], line["setting"]) == (2, 100)

@@ -1,0 +1,313 @@
+"""Whatever a publisher sends, it costs nobody but itself: poison among good events, and what becomes of each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from choreo.message import MAX_HEADER_BYTES, Reason
+from choreo.rabbit.node import Node
+from choreo.topology import Names
+from tests.conftest import Running
+from tests.faults.conftest import Scale
+from tests.faults.poison.corpus import CORPUS
+from tests.faults.poison.letter import USUAL, Poison
+from tests.faults.raw_amqp import Raw, RawChannel, fields, meaning, pack, unpack
+from tests.faults.report import Row
+from tests.waiting import until
+
+Start = Callable[..., Running]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Fields = dict[bytes, tuple[str, bytes]]
+
+GROWTH: Final = 64 * 2**20  # bytes that the worker may grow by
+WARM: Final = 200  # good events before its memory is measured
+
+SHOP = """
+import os
+from typing import Literal
+
+from pydantic import Field
+from choreo import Agent, Event
+
+file = os.open("ledger", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+class Placed(Event, topic="NS.placed", external=True):
+    order: int
+    name: str = Field("", max_length=100)
+    kind: Literal["book", "pen"] = "book"
+    price: float = Field(0.0, ge=0)
+    lines: list[int] = []
+
+agent = Agent("shop")
+
+@agent.on
+async def take(placed: Placed) -> None:
+    os.write(file, b"%d\\n" % placed.order)
+"""
+
+# The properties that a dead letter carries on. The others are about the delivery that is over.
+CARRIED: Final = (
+    "content_type",
+    "content_encoding",
+    "priority",
+    "correlation_id",
+    "reply_to",
+    "message_id",
+    "timestamp",
+    "type",
+    "app_id",
+)
+# Headers that the broker or choreo writes: they come off a message, or are written anew.
+OVERWRITTEN: Final = (b"x-death", b"x-delivery-count", b"x-first-death-queue", b"CC", b"BCC")
+WRITTEN_ANEW: Final = (b"choreo-topic", b"choreo-first-failure", b"choreo-dead-reason", b"choreo-dead-attempts")
+NO_ID: Final = b"ce-id", ("S", b"")  # whoever comes without an id gets one
+
+
+@dataclass(slots=True)
+class Shop:
+    """A worker with one agent, the file where it writes what it handled, and its dead letters."""
+
+    project: Path
+    names: Names
+    channel: RawChannel
+    start: Callable[[], Running]
+    # Poison by its body, which no other has, and its order, which is nobody's if it is not to be read.
+    sent: dict[bytes, tuple[Poison, int]] = field(default_factory=dict)
+
+    @property
+    def key(self) -> bytes:
+        return self.names.namespace.encode() + b"."
+
+    def declare_agent(self, text: str = SHOP) -> None:
+        (self.project / "agents" / "shop.py").write_text(text.replace("NS", self.names.namespace))
+
+    def open_wide(self) -> None:
+        """Bind the queue to every topic, as by a binding that the code has lost."""
+        self.channel.bind(self.names.queue("shop"), self.names.events, self.key + b"#")
+
+    def place(self, orders: range) -> None:
+        """Publish good events."""
+        for order in orders:
+            self.channel.send(self.names.events, self.key + b"placed", pack(**USUAL), good_body(order))
+        self.channel.confirm()
+
+    def send(self, poison: Poison, order: int) -> None:
+        """Publish poison. Where its body is that of a good event, it is `order`."""
+        body = good_body(order) if poison.body is None else poison.body
+        assert body not in self.sent, poison.name
+        self.sent[body] = poison, order
+        self.channel.send(self.names.events, self.key + poison.key, pack(**poison.properties), body)
+        self.channel.confirm()
+
+    def handled(self) -> Counter[int]:
+        ledger = self.project / "ledger"
+        return Counter(map(int, ledger.read_text().split())) if ledger.exists() else Counter()
+
+    def settled(self, events: int) -> bool:
+        """Say whether so many events have been handled or are dead letters."""
+        return sum(self.handled().values()) + self.channel.ready(self.names.dlq("shop")) >= events
+
+    def letters(self, port: int) -> dict[bytes, list[Raw]]:
+        """Return the dead letters by body, and leave them where they are."""
+        found = defaultdict(list)
+        with RawChannel(port) as looking:
+            for letter in looking.get_all(self.names.dlq("shop")):
+                found[letter.body].append(letter)
+        return found
+
+
+@pytest.fixture
+def shop(node: Node, project: Path, namespace: str, start_choreo: Start) -> Iterator[Shop]:
+    environment = {"CHOREO_URL": node.url, "CHOREO_NAMESPACE": namespace}
+
+    def start() -> Running:
+        running = start_choreo("run", "shop", env=environment)
+        running.wait_for('"state": "consuming"')
+        return running
+
+    with RawChannel(node.port) as channel:
+        shop = Shop(project, Names(namespace), channel, start)
+        shop.declare_agent()
+        yield shop
+
+
+def test_every_poison_has_a_name_and_a_body_of_its_own() -> None:
+    assert len(CORPUS) >= 60
+    assert max(Counter(poison.name for poison in CORPUS).values()) == 1
+    assert max(Counter(poison.body for poison in CORPUS if poison.body is not None).values()) == 1
+    assert {poison.end for poison in CORPUS} >= {
+        Reason.UNDECODABLE,
+        Reason.INVALID,
+        Reason.TOO_LARGE,
+        Reason.CONTENT_TYPE,
+        Reason.HEADERS,
+        Reason.LOOP,
+        Reason.UNEXPECTED,
+    }
+
+
+@pytest.mark.timeout(300)
+def test_poison_dies_unchanged_and_costs_nobody_else(
+    shop: Shop, node: Node, scale: Scale, report: Callable[[Row], None]
+) -> None:
+    """Poison among good events: what must die is a dead letter with its reason and its bytes, all else is handled
+    once, and the worker keeps its connections and its size."""
+    good = scale.of(10_000, short=1_000)
+    worker = shop.start()
+    shop.open_wide()
+    shop.place(range(WARM))
+    until(lambda: shop.settled(WARM))
+    connections, size = connections_of(node), memory(worker, "VmRSS")
+
+    share = (good - WARM) // len(CORPUS) + 1
+    placed = WARM
+    for number, poison in enumerate(CORPUS):
+        shop.place(range(placed, min(placed + share, good)))
+        placed = min(placed + share, good)
+        shop.send(poison, -1 - number)
+    assert placed == good
+
+    with contextlib.suppress(pytest.fail.Exception):  # what is missing then is in the balance
+        until(lambda: shop.settled(good + len(CORPUS)), within=60 + good / 100)
+    growth = memory(worker, "VmRSS") - size
+    peak = memory(worker, "VmHWM") - size
+    lost_sessions = sum("session lost" in line for line in worker.stderr)
+    same = connections_of(node) == connections
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+
+    handled, letters = shop.handled(), shop.letters(node.port)
+    mistakes = [*balance(shop, range(good), handled, letters)]
+    ends = [handled[order] + len(letters.get(good_body(order), [])) for order in range(good)]
+    ends += [len(letters.get(body, [])) + handled[order] for body, (_, order) in shop.sent.items()]
+    report(
+        Row(
+            fault=f"{len(CORPUS)} poisoned messages among good events",
+            repetitions=1,
+            events=len(ends),
+            lost=max(ends.count(0) - shop.channel.ready(shop.names.queue("shop")), 0),
+            duplicated=sum(each > 1 for each in ends),
+            worst_recovery=None,
+            must="each dead with its reason and its bytes, or handled; no session lost, at most 64 MiB more memory",
+            met=not (mistakes or lost_sessions) and same and growth <= GROWTH,
+            note=f"{sum(map(len, letters.values()))} dead letters, {lost_sessions} sessions lost, memory grew by"
+            f" {growth / 2**20:.0f} MiB, at the peak {peak / 2**20:.0f} MiB, with one body of 16 MiB among them",
+        )
+    )
+    assert not mistakes, "\n".join(mistakes)
+    assert lost_sessions == 0
+    assert same
+    assert growth <= GROWTH
+
+
+def test_dead_letters_of_poison_can_be_looked_at_and_replayed(shop: Shop, node: Node, choreo: Run) -> None:
+    """`choreo dlq` lists and shows every one of them, and replays one that the agent has learned to take meanwhile."""
+    worker = shop.start()
+    shop.open_wide()
+    deadly = [poison for poison in CORPUS if poison.end is not None]
+    for poison in deadly:
+        shop.send(poison, -1 - len(shop.sent))
+    until(lambda: shop.settled(len(deadly)), within=60)
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    before = Counter({body: len(found) for body, found in shop.letters(node.port).items()})
+
+    def dlq(*arguments: str) -> str:
+        done = choreo("dlq", *arguments, env={"CHOREO_URL": node.url, "CHOREO_NAMESPACE": shop.names.namespace})
+        assert done.returncode == 0, done.stderr[-2_000:]
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+    assert len(json.loads(dlq("list", "shop", "--limit", "1000", "--output", "json"))) == len(deadly)
+    assert len(dlq("list", "shop", "--limit", "1000").splitlines()) > len(deadly)
+    shown = json.loads(dlq("show", "shop", "--limit", "1000", "--output", "json"))
+    assert len(shown) == len(deadly)
+    portraits = dlq("show", "shop", "--limit", "1000")
+    assert portraits.count("\nbody, ") == len(deadly)
+    assert "\x1b" not in portraits
+    assert Counter({body: len(found) for body, found in shop.letters(node.port).items()}) == before
+
+    vase = next(row for row in shown if row["is_json"] and row["body"] == {"order": 1, "kind": "vase"})
+    shop.declare_agent(SHOP.replace('"pen"', '"pen", "vase"'))
+    shop.start()
+    dlq("replay", "shop", "--id", vase["id"])
+    until(lambda: shop.handled() == Counter({1: 1}))
+    left = before - Counter({b'{"order": 1, "kind": "vase"}': 1})
+    assert Counter({body: len(found) for body, found in shop.letters(node.port).items()}) == left
+
+
+def balance(shop: Shop, good: range, handled: Counter[int], letters: dict[bytes, list[Raw]]) -> Iterator[str]:
+    """Return everything that did not end as it had to, in words."""
+    for order in good:
+        if handled[order] != 1:
+            yield f"good event {order} was handled {handled[order]} times"
+    for body in letters.keys() - shop.sent.keys():
+        yield f"nobody sent the dead letter {body[:60]!r}, or it was good"
+    for body, (poison, order) in shop.sent.items():
+        found = letters.get(body, [])
+        if poison.end is None:
+            if handled[order] != 1 or found:
+                yield f"{poison.name}: handled {handled[order]} times, {[reason(each) for each in found]}"
+        elif [reason(each) for each in found] != [poison.end]:
+            yield f"{poison.name}: {[reason(each) for each in found]} in place of {poison.end}"
+        else:
+            yield from (f"{poison.name}: {change}" for change in changes(poison, found[0], shop.key + poison.key))
+
+
+def changes(poison: Poison, letter: Raw, key: bytes) -> Iterator[str]:
+    """Return in what the letter differs from the message that it was. Its body is what it was found by."""
+    sent, got = poison.properties, unpack(letter.properties)
+    for name in CARRIED:
+        if got.get(name) != sent.get(name) and not (name == "message_id" and not sent.get(name)):
+            yield f"{name} is {got.get(name)!r}, was {sent.get(name)!r}"
+    # What is beyond the bounds is dropped, by name. A dead letter has to fit into a frame, and readers have a stack.
+    headers = sent.get("headers", b"")
+    too_much = poison.end is Reason.HEADERS and (len(headers) > MAX_HEADER_BYTES or b"\x04deep" in headers)
+    notes = fields(got["headers"])
+    if too_much != (b"choreo-dead-dropped-headers" in notes):
+        yield f"headers dropped: {notes.get(b'choreo-dead-dropped-headers', 'none')}"
+    if notes.get(b"choreo-topic") != ("S", key):
+        yield f"choreo-topic is {notes.get(b'choreo-topic')}"
+    yield from header_changes(fields(headers), notes, may_be_gone=too_much)
+
+
+def header_changes(sent: Fields, got: Fields, *, may_be_gone: bool) -> Iterator[str]:
+    for name, value in sent.items():
+        if name in OVERWRITTEN:
+            if got.get(name) == value:  # the broker may have written its own
+                yield f"{name!r} is still on it"
+        elif name not in got:
+            if not may_be_gone:
+                yield f"{name!r} is gone"
+        elif name not in WRITTEN_ANEW and (name, value) != NO_ID and meaning(*got[name]) != meaning(*value):
+            yield f"{name!r} is {got[name]!r:.80}, was {value!r:.80}"
+
+
+def reason(letter: Raw) -> str:
+    notes = fields(unpack(letter.properties)["headers"])
+    return notes[b"choreo-dead-reason"][1].decode() if b"choreo-dead-reason" in notes else "none: the broker did it"
+
+
+def good_body(order: int) -> bytes:
+    return b'{"order": %d}' % order
+
+
+def connections_of(node: Node) -> set[str]:
+    """Return the worker's connections; every one has another process in the broker."""
+    return {line for line in node.ctl("list_connections", "pid", "client_properties").splitlines() if "choreo" in line}
+
+
+def memory(worker: Running, what: str) -> int:
+    """Return a figure of the kernel's about a process, in bytes: VmRSS is its memory now, VmHWM the most it had."""
+    lines = Path(f"/proc/{worker.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) * 1024

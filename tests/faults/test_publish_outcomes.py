@@ -1,0 +1,267 @@
+"""Every publish is reported as what became of it, however many are in flight together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pytest
+
+from choreo.broker_url import BrokerUrl
+from choreo.message import Message
+from choreo.rabbit import session as rabbit
+from choreo.rabbit.node import Node
+from choreo.topology import Binding, Exchange, Names, Queue, Topology
+from choreo.transport import Confirmed, Publication, Refused, Session, Unknown
+from tests.faults.conftest import Scale
+from tests.faults.raw_amqp import RawChannel, cut_short, frame
+from tests.faults.report import Row
+
+LARGEST: Final = 50_000  # bytes that the node takes in one message
+DEADLINE: Final = 3.0  # seconds for a confirm that never comes
+LATE: Final = 1.0  # seconds that its report may come late, on a busy machine
+PATIENCE: Final = 60.0  # seconds for a confirm that comes
+
+QUORUM: Final[dict[str, Any]] = {"x-queue-type": "quorum"}
+FULL: Final[dict[str, Any]] = {"x-max-length": 1, "x-overflow": "reject-publish"}
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One publish and what was said of it, after how many seconds."""
+
+    kind: str
+    body: bytes
+    outcome: Publication
+    seconds: float
+
+
+@dataclass(slots=True)
+class Post:
+    """An exchange with a queue for each kind of message that has one, and publishes of every kind."""
+
+    names: Names
+    number: int = 0
+
+    @property
+    def topology(self) -> Topology:
+        kinds = {"good": QUORUM, "withheld": QUORUM, "full": QUORUM | FULL}
+        return Topology(
+            (Exchange(self.names.events, "topic"),),
+            tuple(Queue(self.names.queue(kind), "work", kind, arguments) for kind, arguments in kinds.items()),
+            tuple(Binding(self.names.events, self.names.queue(kind), kind) for kind in kinds),
+        )
+
+    async def publish(self, session: Session, kind: str, message_id: str) -> Attempt:
+        """Publish one message, whose body no other has."""
+        self.number += 1
+        body = f"{kind} {self.number}".encode()
+        began = time.monotonic()
+        outcome = await session.publish(
+            Message(body.ljust(LARGEST + 1) if kind == "large" else body, message_id=message_id),
+            exchange=f"{self.names.namespace}.missing" if kind == "missing" else self.names.events,
+            routing_key="good" if kind == "large" else kind,
+            timeout=DEADLINE if kind == "withheld" else PATIENCE,
+        )
+        return Attempt(kind, body, outcome, time.monotonic() - began)
+
+    async def publish_all(self, session: Session, kinds: Sequence[str], times: int) -> list[Attempt]:
+        """Publish so many of each kind, all at once. Ten of each kind share each message id."""
+        return await asyncio.gather(
+            *(self.publish(session, kind, f"id-{number // 10}") for number in range(times) for kind in kinds)
+        )
+
+    async def fill(self, session: Session) -> list[Attempt]:
+        """Publish to the queue that is bounded until it is full."""
+        attempts = [await self.publish(session, "full", "first")]
+        while attempts[-1].outcome == Confirmed():
+            attempts.append(await self.publish(session, "full", "next"))
+        return attempts
+
+    def stored(self, port: int) -> Counter[bytes]:
+        """Return the body of every message that is in a queue."""
+        with RawChannel(port) as channel:
+            queues = map(self.names.queue, ("good", "withheld", "full"))
+            return Counter(found.body.rstrip() for queue in queues for found in channel.get_all(queue))
+
+
+@dataclass(slots=True)
+class Withholding:
+    """What lies between a session and its broker, and keeps confirms of the routing key `withheld` to itself.
+
+    A confirm of many is passed on as confirms of each of the others.
+    """
+
+    broker: int
+    port: int = 0
+    tags: Counter[tuple[int, int]] = field(default_factory=Counter)  # publishes by connection and channel
+    waiting: set[tuple[int, int, int]] = field(default_factory=set)  # connection, channel, tag
+    withheld: int = 0
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[Withholding]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        from_broker, to_broker = await asyncio.open_connection("127.0.0.1", self.broker)
+        try:
+            to_broker.write(await from_client.readexactly(8))
+            ways = (self._note(id(task), from_client, to_broker), self._withhold(id(task), from_broker, to_client))
+            with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+                await asyncio.gather(*ways)
+        finally:
+            to_broker.close()
+            to_client.close()
+
+    async def _note(self, connection: int, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        """Pass on what the session sends, and note which tag the confirm of each publish will have."""
+        async for kind, channel, payload in frames(source):
+            if kind == 1 and payload[:4] == struct.pack(">HH", 60, 40):
+                self.tags[connection, channel] += 1
+                _, rest = cut_short(payload[6:])
+                if cut_short(rest)[0] == b"withheld":
+                    self.withheld += 1
+                else:
+                    self.waiting.add((connection, channel, self.tags[connection, channel]))
+            sink.write(frame(kind, channel, payload))
+            await sink.drain()
+
+    async def _withhold(self, connection: int, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        """Pass on what the broker sends, but for confirms of what is withheld."""
+        async for kind, channel, payload in frames(source):
+            if kind == 1 and payload[:4] in (struct.pack(">HH", 60, 80), struct.pack(">HH", 60, 120)):
+                last, flags = struct.unpack(">QB", payload[4:13])
+                first = 1 if flags & 1 else last
+                told = {(connection, channel, tag) for tag in range(first, last + 1)} & self.waiting
+                self.waiting -= told
+                for *_, tag in sorted(told):
+                    sink.write(frame(kind, channel, payload[:4] + struct.pack(">QB", tag, 0)))
+            else:
+                sink.write(frame(kind, channel, payload))
+            await sink.drain()
+
+
+async def frames(source: asyncio.StreamReader) -> AsyncIterator[tuple[int, int, bytes]]:
+    """Return kind, channel and payload of each frame. Raises IncompleteReadError at the end."""
+    while True:
+        kind, channel, size = struct.unpack(">BHI", await source.readexactly(7))
+        yield kind, channel, (await source.readexactly(size + 1))[:-1]
+
+
+@contextlib.asynccontextmanager
+async def opened(port: int) -> AsyncIterator[Session]:
+    session = await rabbit.connect([BrokerUrl.parse(f"amqp://guest:guest@127.0.0.1:{port}/")], name="outcomes")
+    try:
+        yield session
+    finally:
+        await session.close()
+
+
+# What may be said of each kind. Where a channel ends, and with it the answers of all that were in flight on it,
+# nobody knows of them: what is wrong then is only to say that something is known.
+ALONE: Final = {
+    "good": ("confirmed",),
+    "unroutable": ("returned",),
+    "full": ("nacked",),
+    "withheld": ("unknown",),
+    "large": ("rejected",),
+    "missing": ("rejected",),
+}
+TOGETHER: Final = {
+    "good": ("confirmed", "unknown"),
+    "unroutable": ("returned", "unknown"),
+    "large": ("rejected", "unknown"),
+    "missing": ("rejected", "unknown"),
+}
+
+
+@pytest.mark.timeout(240)
+async def test_each_of_many_publishes_is_reported_as_what_it_is(
+    start_node: Callable[..., Node], namespace: str, scale: Scale, report: Callable[[Row], None]
+) -> None:
+    """Compared with what lies in the queues afterwards: all that was confirmed, nothing that was refused. What
+    nobody answered is reported as unknown, at its deadline."""
+    times = scale.of(1_000, short=100)
+    node = start_node(config=[f"max_message_size = {LARGEST}"])
+    post = Post(Names(namespace))
+    async with Withholding(node.port).open() as between, opened(between.port) as session:
+        await session.declare(post.topology)
+        filling = await post.fill(session)
+        attempts = await post.publish_all(session, ("good", "unroutable", "full", "withheld"), times)
+        mistakes = [*misreported(attempts, ALONE)]
+        if session.lost.done():
+            mistakes.append(f"the session was lost: {session.lost.result()}")
+        assert between.withheld, "it lies between"
+    for kind in ("large", "missing"):
+        for number in range(times // 20):
+            async with opened(node.port) as session:
+                alone = await post.publish(session, kind, f"id-{number}")
+            mistakes += misreported([alone], ALONE)
+            attempts.append(alone)
+    for kind in ("large", "missing"):
+        async with opened(node.port) as session:
+            together = await post.publish_all(session, ("good", "unroutable", kind), times)
+        mistakes += misreported(together, TOGETHER)
+        attempts += together
+
+    late = max(each.seconds for each in attempts if each.kind == "withheld") - DEADLINE
+    attempts += filling
+    stored = await asyncio.to_thread(post.stored, node.port)
+    lost = [each.body for each in attempts if each.outcome == Confirmed() and not stored[each.body]]
+    there = [each.body for each in attempts if isinstance(each.outcome, Refused) and stored[each.body]]
+    twice = [body for body, count in stored.items() if count > 1]
+    told = Counter(said(each.outcome) for each in attempts)
+    report(
+        Row(
+            fault="publishes of every outcome at once",
+            repetitions=times,
+            events=len(attempts),
+            lost=len(lost),
+            duplicated=len(twice),
+            worst_recovery=None,
+            must="each reported as what it is: confirmed ones stored, refused ones not, unknown only without an answer",
+            met=not (mistakes or lost or there or twice) and late <= LATE,
+            note=f"{', '.join(f'{count:,} {what}' for what, count in sorted(told.items()))};"
+            f" unknown at most {max(late, 0):.1f} s after the deadline",
+        )
+    )
+    assert not mistakes, "\n".join(mistakes[:20])
+    assert (lost, there, twice) == ([], [], [])
+    assert late <= LATE
+
+
+def misreported(attempts: Iterable[Attempt], allowed: Mapping[str, Sequence[str]]) -> Iterable[str]:
+    """Return every report that is none of those allowed for its kind, in words."""
+    for each in attempts:
+        if said(each.outcome) not in allowed[each.kind]:
+            yield f"{each.body.decode()} was reported as {each.outcome} after {each.seconds:.1f} s"
+        elif each.kind == "withheld" and each.seconds < DEADLINE:
+            yield f"{each.body.decode()} was given up after {each.seconds:.1f} s already"
+
+
+def said(outcome: Publication) -> str:
+    match outcome:
+        case Confirmed():
+            return "confirmed"
+        case Refused(reason, _):
+            return reason
+        case Unknown():
+            return "unknown"

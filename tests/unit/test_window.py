@@ -1,0 +1,319 @@
+"""How much an agent holds: one by one while suspects come, the whole window otherwise, and in which order suspects run.
+
+The broker is a fake that delivers what came back before what is new, as a quorum queue does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+import choreo
+from choreo.event import Event
+from choreo.message import DELIVERY_COUNT, Message
+from choreo.retry import Retry
+from choreo.runtime.window import SUSPECT, Turns, Window, affordable, came_back, longest_way
+from choreo.transport import Delivery, OnDelivery
+from tests.waiting import eventually
+
+
+class FakeQueue:
+    """A queue and the session that consumes from it. A message is its body and how often it came back."""
+
+    def __init__(self, *messages: tuple[str, int]) -> None:
+        self.ready = [Message(body.encode(), {DELIVERY_COUNT: count} if count else {}) for body, count in messages]
+        self.consumers: list[FakeConsumer] = []
+        self.widest = 0
+
+    async def consume(self, queue: str, *, prefetch: int, on_delivery: OnDelivery) -> FakeConsumer:
+        self.consumers.append(FakeConsumer(self, queue, prefetch, on_delivery))
+        self.deliver()
+        return self.consumers[-1]
+
+    def put(self, body: str, count: int = 0) -> None:
+        self.ready.append(Message(body.encode(), {DELIVERY_COUNT: count} if count else {}))
+        self.deliver()
+
+    def deliver(self) -> None:
+        for consumer in self.consumers:
+            while self.ready and consumer.open and len(consumer.unsettled) < consumer.prefetch:
+                self.ready.sort(key=lambda message: not message.headers)  # what came back is first
+                consumer.take(self.ready.pop(0))
+        self.widest = max(self.widest, sum(len(each.unsettled) for each in self.consumers))
+
+    def held(self) -> list[str]:
+        return [each.message.body.decode() for consumer in self.consumers for each in consumer.unsettled]
+
+
+class FakeConsumer:
+    def __init__(self, fake: FakeQueue, queue: str, prefetch: int, on_delivery: OnDelivery) -> None:
+        self.queue, self.prefetch, self.open, self.closed = queue, prefetch, True, False
+        self.unsettled: list[Delivery] = []
+        self._fake, self._on_delivery = fake, on_delivery
+
+    def take(self, message: Message) -> None:
+        delivery = Delivery(message, "", "", 0, redelivered=bool(message.headers), consumer=self)
+        self.unsettled.append(delivery)
+        asyncio.get_running_loop().call_soon(self._on_delivery, delivery)
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        self.unsettled.remove(delivery)
+        self._fake.deliver()
+
+    def requeue(self, delivery: Delivery) -> None:
+        count = came_back(delivery) + 1
+        self.unsettled.remove(delivery)
+        self._fake.put(delivery.message.body.decode(), count)
+
+    async def cancel(self) -> None:
+        await asyncio.sleep(0)
+        self.open = False
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Agent:
+    """What runs: each delivery until it is told to end."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, Delivery] = {}
+
+    def begin(self, delivery: Delivery) -> None:
+        self.running[delivery.message.body.decode()] = delivery
+
+    def end(self, name: str) -> None:
+        delivery = self.running.pop(name)
+        delivery.consumer.acknowledge(delivery)
+
+    async def runs(self, *names: str) -> None:
+        await eventually(lambda: sorted(self.running) == sorted(names), within=3, what=f"running {names}")
+
+
+class Scene:
+    def __init__(self, fake: FakeQueue, prefetch: int, turns: Turns | None = None) -> None:
+        session: Any = fake
+        self.agent = Agent()
+        self.window = Window(session, "queue", prefetch, turns or Turns(1), self.agent.begin)
+
+
+@pytest.fixture
+async def scenes() -> AsyncIterator[list[Scene]]:
+    """Windows of a test, to be given up at its end."""
+    opened: list[Scene] = []
+    yield opened
+    for scene in opened:
+        scene.window.abandon()
+
+
+async def play(scenes: list[Scene], fake: FakeQueue, prefetch: int = 10, turns: Turns | None = None) -> Agent:
+    scenes.append(Scene(fake, prefetch, turns))
+    await scenes[-1].window.open()
+    return scenes[-1].agent
+
+
+class Placed(Event, topic="test-window.placed"):
+    pass
+
+
+class Gone(Event, topic="test-window.gone"):
+    pass
+
+
+class Busy(Exception):
+    """What policies below name."""
+
+
+def gave_up(placed: Placed, error: Exception) -> Gone:
+    return Gone()
+
+
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [
+        ({}, 40),
+        ({"timeout": "20m"}, 1210),
+        ({"retry": Retry(on=Busy, attempts=5, immediate=2)}, 120),
+        ({"retry": Retry(on=Busy, attempts=1), "otherwise": gave_up}, 80),
+        ({"retry": Retry(on=Busy, immediate=1), "otherwise": gave_up, "timeout": 5}, 45),
+    ],
+    ids=["plain", "timeout", "immediate", "otherwise", "all"],
+)
+def test_longest_way_of_a_delivery_counts_everything_that_happens_in_the_process(
+    options: dict[str, Any], seconds: float
+) -> None:
+    """Each try and the last word may take the deadline, and what they emit the publish timeout of 10 s here."""
+    shop = choreo.Agent("shop")
+
+    @shop.on(**options)
+    async def work(placed: Placed) -> None: ...
+
+    assert longest_way(shop.reactions[0], publish_timeout=10) == seconds
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "concurrency", "longest", "held"),
+    [
+        (100, 16, 40, 100),  # the defaults: 42 rounds
+        (1000, 16, 40, 16 * 42 - 1),
+        (100, 16, 560, 47),  # three rounds, and one delivery more while the window opens
+        (100, 16, 900, 16),  # one round: as many as can run at once
+        (100, 16, 100_000, 16),  # one that no window helps
+        (4, 16, 100_000, 4),
+        (100, 1, 1680, 1),
+        (100, 1, 0, 100),  # an agent without reactions
+    ],
+)
+def test_window_is_no_wider_than_the_broker_is_patient(
+    prefetch: int, concurrency: int, longest: float, held: int
+) -> None:
+    """Whatever waits in the window must be settled before the broker takes it back, half an hour by default."""
+    assert affordable(prefetch, concurrency, longest) == held
+
+
+def wide(fake: FakeQueue) -> bool:
+    return fake.consumers[-1].open and fake.consumers[-1].prefetch > 1
+
+
+def test_what_a_publisher_writes_makes_no_suspect() -> None:
+    """The count is the broker's, which marks what it delivers again; before that the header is anybody's."""
+    consumer: Any = None
+    for redelivered, count, back in [(False, 7, 0), (True, 7, 7), (True, None, 0), (True, "many", 0)]:
+        message = Message(b"", {} if count is None else {DELIVERY_COUNT: count})
+        assert came_back(Delivery(message, "", "", 0, redelivered=redelivered, consumer=consumer)) == back
+
+
+async def test_whole_window_when_the_first_delivery_is_no_suspect(scenes: list[Scene]) -> None:
+    """It does not wait for that one to end; the narrow subscription is closed when it has ended."""
+    fake = FakeQueue(("back once", SUSPECT - 1), *((f"{n}", 0) for n in range(5)))
+    agent = await play(scenes, fake)
+    await agent.runs("back once", "0", "1", "2", "3", "4")
+    narrow = fake.consumers[0]
+    assert not narrow.open
+    assert not narrow.closed
+    agent.end("back once")
+    await eventually(lambda: narrow.closed)
+
+
+async def test_whole_window_when_nothing_comes(scenes: list[Scene]) -> None:
+    """An idle worker is ready for a burst."""
+    fake = FakeQueue()
+    agent = await play(scenes, fake)
+    await eventually(lambda: wide(fake))
+    for name in ("1", "2", "3"):
+        fake.put(name)
+    await agent.runs("1", "2", "3")
+
+
+async def test_suspects_run_one_by_one_before_anything_else(scenes: list[Scene]) -> None:
+    """While one runs, nothing else is held that could be buried with it; afterwards the window is whole."""
+    fake = FakeQueue(("1", 0), ("2", 0), ("suspect", SUSPECT), ("another", SUSPECT + 5))
+    agent = await play(scenes, fake)
+    for suspect in ("suspect", "another"):
+        await agent.runs(suspect)
+        assert fake.held() == [suspect]
+        assert fake.widest == 1
+        agent.end(suspect)
+    await agent.runs("1", "2")
+
+
+async def test_window_of_one_stays_narrow(scenes: list[Scene]) -> None:
+    """With a prefetch of 1 every delivery runs alone, suspect or not, on one subscription."""
+    fake = FakeQueue(("suspect", SUSPECT), ("1", 0), ("2", 0))
+    agent = await play(scenes, fake, prefetch=1)
+    for name in ("suspect", "1", "2"):
+        await agent.runs(name)
+        agent.end(name)
+    fake.put("late", SUSPECT)
+    await agent.runs("late")
+    assert len(fake.consumers) == 1
+
+
+async def test_suspect_in_a_wide_window_waits_until_it_is_alone(scenes: list[Scene]) -> None:
+    """It is neither run beside the others nor given back, which would count as well; the next window is narrow."""
+    fake = FakeQueue(("1", 0), ("2", 0))
+    agent = await play(scenes, fake)
+    await agent.runs("1", "2")
+    await eventually(lambda: wide(fake))
+    fake.put("suspect", SUSPECT)
+    await eventually(lambda: not wide(fake))
+    fake.put("3")
+    agent.end("1")
+    await agent.runs("2")
+    assert sorted(fake.held()) == ["2", "suspect"]
+    agent.end("2")
+    await agent.runs("suspect")
+    assert fake.held() == ["suspect"]
+    fake.put("another", SUSPECT)
+    agent.end("suspect")
+    await agent.runs("another")
+    assert fake.held() == ["another"], "narrow again"
+    agent.end("another")
+    await agent.runs("3")
+
+
+async def test_what_is_set_aside_is_given_back_at_the_end(scenes: list[Scene]) -> None:
+    """A drain hands back suspects that have not run, and takes no more."""
+    fake = FakeQueue(("1", 0))
+    agent = await play(scenes, fake)
+    await agent.runs("1")
+    await eventually(lambda: wide(fake))
+    fake.put("suspect", SUSPECT)
+    await eventually(lambda: not wide(fake))
+    await scenes[0].window.cancel()
+    fake.put("2")
+    assert sorted(message.body.decode() for message in fake.ready) == ["2", "suspect"]
+    assert fake.held() == ["1"]
+    agent.end("1")
+
+
+async def test_suspects_of_one_process_take_turns_and_the_least_suspicious_is_first(scenes: list[Scene]) -> None:
+    """Who was only there when another agent's reaction ended the process came back less often: it ends before that one
+    has its turn. No turn is given before every window knows what its queue begins with."""
+    turns = Turns(2)
+    culprit, innocent = FakeQueue(("culprit", SUSPECT + 1)), FakeQueue()
+    crashing = await play(scenes, culprit, turns=turns)
+    await asyncio.sleep(0)  # its suspect has arrived; the other queue has said nothing yet
+    innocent.ready.append(Message(b"innocent", {DELIVERY_COUNT: SUSPECT}))
+    other = await play(scenes, innocent, turns=turns)
+    await other.runs("innocent")
+    await crashing.runs()
+    other.end("innocent")
+    await crashing.runs("culprit")
+    crashing.end("culprit")
+
+
+async def test_turn_does_not_wait_for_ever(scenes: list[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker takes back what is held for too long: after a while a suspect runs beside that of another agent."""
+    monkeypatch.setattr("choreo.runtime.window._PATIENCE", 0.2)
+    turns = Turns(2)
+    one = await play(scenes, FakeQueue(("1", SUSPECT)), turns=turns)
+    another = await play(scenes, FakeQueue(("2", SUSPECT)), turns=turns)
+    await one.runs("1")
+    await another.runs("2")
+
+
+async def test_several_suspects_in_a_wide_window_run_least_suspicious_first(
+    scenes: list[Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, each alone; those that would wait too long are given back."""
+    monkeypatch.setattr("choreo.runtime.window._PATIENCE", 0.5)
+    fake = FakeQueue(("1", 0))
+    agent = await play(scenes, fake)
+    await eventually(lambda: wide(fake))
+    for name, count in (("worst", 9), ("first", 2), ("second", 3)):
+        fake.put(name, count)
+    await eventually(lambda: not wide(fake))
+    agent.end("1")
+    await agent.runs("first")
+    agent.end("first")
+    await agent.runs("second")
+    await eventually(lambda: fake.consumers[-1].open, what="a narrow window")
+    assert sorted(fake.held()) == ["second", "worst"]
+    assert came_back(fake.consumers[-1].unsettled[0]) == 10
+    await agent.runs("second")
+    agent.end("second")
+    await agent.runs("worst")
