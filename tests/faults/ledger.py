@@ -36,8 +36,8 @@ BOTH: Final = ("payment", "shop")
 PREFETCH: Final = 100
 BATCH: Final = 2_000  # publishes at once
 AT_ONCE: Final = 65_535  # deliveries that are not settled, the most that AMQP can say
-# Seconds without a line after which no more is to be expected. A dead-lettering that RabbitMQ did not confirm to itself,
-# such as the end of a delay while it was killed, is repeated by it after 180 s [measured: 3.10.8].
+# Seconds without a line after which no more is to be expected. A dead-lettering that RabbitMQ has not confirmed to
+# itself, such as the end of a delay just before a crash, is repeated by it after 180 s [measured: 3.10.8].
 STILL: Final = 200.0
 CONSUMING: Final = '"state": "consuming"'
 LOST: Final = '"session lost"'

@@ -88,8 +88,8 @@ def test_a_broker_that_comes_back_has_lost_nothing(
         must=f"lost 0, consuming again <= {RECOVERY:g} s after the port opens",
         met=max(recoveries) <= RECOVERY and balance.duplicated <= PREFETCH * len(workers) * repetitions,
         recoveries=recoveries,
-        note=f"all had ended {took:.0f} s after the last return; RabbitMQ repeats after {REPEAT} s, in place of its 180 s,"
-        " what it moves from queue to queue itself and was not confirmed, such as the end of a delay",
+        note=f"all had ended {took:.0f} s after the last return; what RabbitMQ moves between queues by itself, such as"
+        f" at the end of a delay, and has not confirmed, it repeats here after {REPEAT} s, in place of its 180 s",
     )
     report(row)
     assert row.met, row
