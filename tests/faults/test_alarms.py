@@ -13,11 +13,10 @@ from choreo.rabbit.node import Node
 from tests.faults.conftest import Scale
 from tests.faults.ledger import BOTH, Ledger, Start
 from tests.faults.report import Row
-from tests.waiting import until
 
 ORDERS = 400  # for each alarm
 PUBLISHES = 100  # during an alarm
-DEADLINE = 2.0  # seconds for each of them
+DEADLINE = 1.0  # seconds for each of them
 MARGIN = 1.0  # seconds, for a machine that has other things to do
 PREFETCH = 20  # small, so that a worker whose acknowledgements are not read stands still soon
 SETTLED = 5 * PREFETCH  # effects during an alarm that only acknowledged deliveries can make room for
@@ -29,20 +28,14 @@ DISK = ("set_disk_free_limit", "1000000GB"), ("set_disk_free_limit", "50MB")
 @contextmanager
 def alarm(node: Node, on: tuple[str, ...], off: tuple[str, ...]) -> Iterator[None]:
     """The alarm holds inside, and is over behind it."""
-
-    def holds() -> bool:
-        return "resource_limit" in node.ctl("eval", "rabbit_alarm:get_alarms().")
-
+    node.ctl(*on)
     try:
-        node.ctl(*on)
-        until(holds, within=30, what="the alarm")
         yield
-        assert holds()
     finally:
         node.ctl(*off)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("fault", "switch"), [("memory alarm", MEMORY), ("disk alarm", DISK)], ids=["memory", "disk"])
 def test_an_alarm_blocks_publishers_and_nothing_else(
     start_choreo: Start,
@@ -77,9 +70,10 @@ def test_an_alarm_blocks_publishers_and_nothing_else(
         fault,
         repetitions,
         must=f"lost 0, no publish waits longer than its deadline, and {SETTLED} deliveries are settled meanwhile",
-        met=max(waited) <= DEADLINE + MARGIN and balance.unknown >= len(waited) // 2,
+        met=max(waited) <= DEADLINE + MARGIN,
         recoveries=recoveries,
         note=f"{len(waited)} publishes with a deadline of {DEADLINE:g} s waited at most {max(waited):.1f} s",
     )
     report(row)
     assert row.met, row
+    assert balance.unknown >= len(waited) // 2, "the alarm was felt"

@@ -19,12 +19,16 @@ from tests.waiting import until
 
 BETWEEN = 300  # orders charged between two faults
 RECOVERY = 5.0  # seconds from the broker's port to "consuming"
+REPEAT = 5  # seconds after which RabbitMQ repeats a dead-lettering that was not confirmed, in place of its 180
 
 
 @pytest.fixture(scope="module")
 def broker(new_node: Callable[..., Node], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """The node of this module, which it ends and starts again."""
-    node = new_node(tmp_path_factory.mktemp("broker"))
+    directory = tmp_path_factory.mktemp("broker")
+    setting = f"{{dead_letter_worker_publisher_confirm_timeout, {1000 * REPEAT}}}"
+    (directory / "advanced.config").write_text(f"[{{rabbit, [{setting}]}}].")
+    node = new_node(directory)
     yield node
     node.kill()
 
@@ -62,7 +66,7 @@ def test_a_broker_that_comes_back_has_lost_nothing(
 ) -> None:
     """Every order ends, and the workers consume again within five seconds of the return of the broker's port."""
     repetitions = scale.of(10, short=1)
-    ledger = Ledger(project, start_choreo, broker.url, namespace)
+    ledger = Ledger(project, start_choreo, broker.url, namespace, pace=(0.005, 0.0))
     workers = [ledger.start("payment"), ledger.start("shop")]
     broker.flush()
     ledger.place(scale.of(20_000, short=2_000))
@@ -75,13 +79,17 @@ def test_a_broker_that_comes_back_has_lost_nothing(
         with opening(broker.port) as opened:
             broker.start_again()
         recoveries += [said(worker, CONSUMING, times=before + 1) - opened[0] for worker in workers]
+    back = time.monotonic()
     balance = ledger.settle()
+    took = time.monotonic() - back
     row = balance.row(
         fault,
         repetitions,
         must=f"lost 0, consuming again <= {RECOVERY:g} s after the port opens",
         met=max(recoveries) <= RECOVERY and balance.duplicated <= PREFETCH * len(workers) * repetitions,
         recoveries=recoveries,
+        note=f"all had ended {took:.0f} s after the last return; what RabbitMQ moves between queues by itself, such as"
+        f" at the end of a delay, and has not confirmed, it repeats here after {REPEAT} s, in place of its 180 s",
     )
     report(row)
     assert row.met, row

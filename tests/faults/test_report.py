@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.faults.ledger import Balance
+from tests.faults.balance import Balance
 from tests.faults.report import Row, page, table
 
 NOTHING = Balance(confirmed=0, handled=0, queued=0, delayed=0, dead=0, astray=0, duplicated=0)

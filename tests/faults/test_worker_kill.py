@@ -56,7 +56,7 @@ def test_a_worker_killed_at_any_point_of_a_delivery_loses_nothing(
         len(killed_at),
         must=f"lost 0, duplicated <= {PREFETCH} (the prefetch) per kill",
         met=balance.duplicated <= PREFETCH * len(killed_at) and max(again.values(), default=0) <= PREFETCH * each,
-        note=f"charged again by point: {', '.join(f'{point}, {again[point]}' for point in points.POINTS)}",
+        note=f"charged again by point: {'; '.join(f'{point}: {again[point]}' for point in points.POINTS)}",
     )
     report(row)
     assert row.met, row
