@@ -26,6 +26,7 @@ from choreo.transport import Connect, Delivery, Session
 _BACKOFF: Final = tenacity.wait_exponential_jitter(multiplier=0.2, exp_base=1.5, max=30, jitter=0.2)
 _SHORT_LIFE: Final = 10.0  # seconds
 _SPARE_THREADS: Final = 1_000  # made only when they are needed
+_SLICE: Final = 0.01  # seconds of work until the event loop has to turn
 _DEFECT_PAUSE: Final = 15.0  # seconds
 _END_TIMEOUT: Final = 3.0  # seconds for what is cancelled to give its delivery back
 GRACE: Final = 4.0  # seconds after the drain time for everything that has to be closed
@@ -66,6 +67,8 @@ class Worker:
         self._look_every = look_every
         self._windows: list[Window] = []  # of the session at hand
         self._prefetch = {agent.name: self._affordable(agent) for agent in self.agents}
+        self._turned = 0.0  # when the event loop last turned, as far as drainers had to know
+        self._turning = False
         self._draining_since: float | None = None  # a time of the loop
         self._drainers: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
@@ -252,11 +255,26 @@ class Worker:
                 if (next_one := await arrived.get()) is None:
                     return
                 await self._deliver(courier, *next_one)
+                if time.monotonic() - self._turned > _SLICE:
+                    await self._let_turn()
             except asyncio.CancelledError:
                 if courier.ending.is_set():
                     raise
                 while task.cancelling():  # somebody's timer that fired late, not the worker
                     task.uncancel()
+
+    async def _let_turn(self) -> None:
+        """Let the event loop turn once: reactions that never wait would keep it from heartbeats and acknowledgements.
+
+        The slice is that of all drainers together. It begins anew when the loop has turned, which the callback sees.
+        """
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._has_turned)
+        await asyncio.sleep(0)
+
+    def _has_turned(self) -> None:
+        self._turning, self._turned = False, time.monotonic()
 
     async def _deliver(self, courier: Courier, session: Session, delivery: Delivery) -> None:
         try:
