@@ -17,7 +17,7 @@ from choreo.observe.health import Health
 from choreo.observe.systemd import Notifier
 from choreo.rabbit import session as rabbit
 from choreo.runtime import stall
-from choreo.runtime.worker import State, Worker
+from choreo.runtime.worker import GRACE, State, Worker
 from choreo.settings import Settings
 
 DRAINED: Final = 0
@@ -28,7 +28,9 @@ INTERRUPTED: Final = 130
 SUPERVISED: Final = "CHOREO_SUPERVISED"
 
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_GRACE: Final = 5.0  # seconds after the second signal, for code of the user's that does not let itself be cancelled
+# Seconds after the drain time, or the second signal, for code of the user's that does not let itself be cancelled. A
+# supervisor kills after 5.
+_GRACE: Final = GRACE + 0.5
 
 _logger = structlog.get_logger()
 
@@ -62,11 +64,19 @@ async def serve(agents: Sequence[Agent], settings: Settings) -> int:
     worker = Worker(agents, settings, partial(rabbit.connect, settings.brokers(), name=name))
     loop = asyncio.get_running_loop()
 
+    def end_within(seconds: float) -> None:
+        """End by force what does not let itself be cancelled; what was finished until then still counts."""
+        loop.call_later(seconds, lambda: os._exit(stop.exit_code(drained=worker.drained)))
+
+    def drain() -> None:
+        worker.stop()
+        end_within(settings.drain + _GRACE)
+
     def at_once() -> None:
         worker.abort()
-        loop.call_later(_GRACE, lambda: os._exit(stop.exit_code(drained=False)))
+        end_within(_GRACE)
 
-    stop = Stop(worker.stop, at_once)
+    stop = Stop(drain, at_once)
     notifier = Notifier.from_environment()
     worker.watch(_reporter(notifier))
     supervised = SUPERVISED in os.environ  # then the supervisor serves the endpoint for all its processes

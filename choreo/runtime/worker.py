@@ -16,7 +16,7 @@ import tenacity
 
 from choreo.agent import Agent
 from choreo.errors import BrokerUnreachable, ChoreoError
-from choreo.runtime import lookout
+from choreo.runtime import lifespan, lookout
 from choreo.runtime.delivery import Counters, Courier
 from choreo.runtime.window import Turns, Window, affordable, longest_way
 from choreo.settings import Settings
@@ -26,8 +26,10 @@ from choreo.transport import Connect, Delivery, Session
 _BACKOFF: Final = tenacity.wait_exponential_jitter(multiplier=0.2, exp_base=1.5, max=30, jitter=0.2)
 _SHORT_LIFE: Final = 10.0  # seconds
 _SPARE_THREADS: Final = 1_000  # made only when they are needed
+_SLICE: Final = 0.01  # seconds of work until the event loop has to turn
 _DEFECT_PAUSE: Final = 15.0  # seconds
-_END_TIMEOUT: Final = 5.0  # seconds for what is cancelled to give its delivery back
+_END_TIMEOUT: Final = 3.0  # seconds for what is cancelled to give its delivery back
+GRACE: Final = 4.0  # seconds after the drain time for everything that has to be closed
 
 _logger = structlog.get_logger()
 
@@ -55,6 +57,7 @@ class Worker:
         self.agents = tuple(agents)
         self.state = State.STARTING
         self.status = "starting"
+        self.drained = False  # everything that ran was finished in time
         self._settings = settings
         self._connect = connect
         self._names = Names(settings.namespace)
@@ -64,6 +67,9 @@ class Worker:
         self._look_every = look_every
         self._windows: list[Window] = []  # of the session at hand
         self._prefetch = {agent.name: self._affordable(agent) for agent in self.agents}
+        self._turned = 0.0  # when the event loop last turned, as far as drainers had to know
+        self._turning = False
+        self._draining_since: float | None = None  # a time of the loop
         self._drainers: list[asyncio.Task[None]] = []
         self._stop = asyncio.Event()
         self._abort = asyncio.Event()
@@ -99,22 +105,29 @@ class Worker:
         Raises what keeps the worker from starting: BrokerUnreachable after `wait` seconds of trying, AccessRefused,
         TopologyMismatch and other configuration errors at once. Later failures of the broker are waited out.
         """
-        drained, failure = False, None
+        failure = None
         async with contextlib.AsyncExitStack() as stack:
-            for agent in self.agents:
-                resources = await stack.enter_async_context(agent.lifespan()) if agent.lifespan else None
-                self._couriers[agent.name] = self._courier(agent, stack.enter_context(self._threads()), resources)
-                self._arrived[agent.name] = asyncio.Queue()
-            stack.push_async_callback(self._end_drainers)
-            self._start_drainers()
             try:
-                drained = await self._consume_until_stopped()
+                for agent in self.agents:
+                    resources = await lifespan.enter(stack, agent, self._stop, self._leave_by)
+                    self._couriers[agent.name] = self._courier(agent, stack.enter_context(self._threads()), resources)
+                    self._arrived[agent.name] = asyncio.Queue()
+                stack.push_async_callback(self._end_drainers)
+                self._start_drainers()
+                self.drained = await self._consume_until_stopped()
+            except lifespan.StoppedError:
+                self.drained = True
             except ChoreoError as error:  # raised below: it is no business of the lifespans
                 failure = error
         if failure is not None:
             raise failure
         self._change(State.STOPPED, "stopped")
-        return drained
+        return self.drained
+
+    def _leave_by(self) -> float:
+        """Return the time of the loop by which lifespans have to end: the drain time and a grace after it."""
+        began = self._draining_since or asyncio.get_running_loop().time()
+        return began + self._settings.drain + GRACE
 
     @contextlib.contextmanager
     def _threads(self) -> Iterator[ThreadPoolExecutor]:
@@ -242,11 +255,26 @@ class Worker:
                 if (next_one := await arrived.get()) is None:
                     return
                 await self._deliver(courier, *next_one)
+                if time.monotonic() - self._turned > _SLICE:
+                    await self._let_turn()
             except asyncio.CancelledError:
                 if courier.ending.is_set():
                     raise
                 while task.cancelling():  # somebody's timer that fired late, not the worker
                     task.uncancel()
+
+    async def _let_turn(self) -> None:
+        """Let the event loop turn once: reactions that never wait would keep it from heartbeats and acknowledgements.
+
+        The slice is that of all drainers together. It begins anew when the loop has turned, which the callback sees.
+        """
+        if not self._turning:
+            self._turning = True
+            asyncio.get_running_loop().call_soon(self._has_turned)
+        await asyncio.sleep(0)
+
+    def _has_turned(self) -> None:
+        self._turning, self._turned = False, time.monotonic()
 
     async def _deliver(self, courier: Courier, session: Session, delivery: Delivery) -> None:
         try:
@@ -259,6 +287,7 @@ class Worker:
             delivery.consumer.requeue(delivery)
 
     async def _drain(self, session: Session | None) -> bool:
+        self._draining_since = asyncio.get_running_loop().time()
         self._change(State.DRAINING, f"draining for at most {self._settings.drain:g} s")
         await asyncio.gather(*(window.cancel() for window in self._windows))
         for arrived in self._arrived.values():
@@ -276,13 +305,14 @@ class Worker:
         return drained
 
     async def _end_drainers(self) -> None:
-        """Cancel what still runs; each hands its delivery back."""
+        """Cancel what still runs; each hands its delivery back. Once: one may not let itself be cancelled."""
+        tasks, self._drainers = self._drainers, []
         for courier in self._couriers.values():
             courier.ending.set()
-        for task in self._drainers:
+        for task in tasks:
             task.cancel()
-        if self._drainers:
-            await asyncio.wait(self._drainers, timeout=_END_TIMEOUT)  # one may not let itself be cancelled
+        if tasks:
+            await asyncio.wait(tasks, timeout=_END_TIMEOUT)
 
     def _courier(self, agent: Agent, executor: ThreadPoolExecutor, resources: Any) -> Courier:
         return Courier(

@@ -1459,3 +1459,36 @@ async def test_consumer_that_waits_is_left_alone(stage: Stage) -> None:
     assert states == []
     gate.set()
     await eventually(lambda: len(begun) == 5)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_reactions_that_never_wait_let_the_loop_turn(stage: Stage, concurrency: int) -> None:
+    """A window of pure computation is worked through with the event loop turning in between: heartbeats, deadlines of
+    others and acknowledgements go on."""
+    payment = stage.agent()
+    turns, seen, gate = 0, list[int](), asyncio.Event()
+
+    @payment.on
+    async def compute(placed: Placed) -> None:
+        await gate.wait()
+        began = time.monotonic()
+        while time.monotonic() - began < 0.011:
+            pass
+        seen.append(turns)
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    worker = await stage.play(payment, concurrency=concurrency)
+    for number in range(40):
+        await stage.place(str(number))
+    await eventually(lambda: worker._arrived[payment.name].qsize() == 40 - concurrency)
+    gate.set()
+    turning = asyncio.create_task(turn())
+    await eventually(lambda: len(seen) == 40)
+    turning.cancel()
+    most = max(seen.count(each) for each in seen)
+    assert most <= concurrency + 1, "so many were worked off in one turn"

@@ -137,3 +137,67 @@ async def wait(placed: Placed) -> None:
     assert running.wait() == 75
     (line,) = logged(running, "prefetch narrowed")
     assert (line["prefetch"], line["setting"]) == (2, 100)
+
+
+LIFESPAN = """
+from contextlib import asynccontextmanager
+
+async def for_ever(stubborn: bool) -> None:
+    while True:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            if not stubborn:
+                raise
+
+@asynccontextmanager
+async def lifespan():
+    BEFORE
+    yield
+    AFTER
+
+agent = Agent("NAME", lifespan=lifespan)
+
+@agent.on
+async def work(placed: Placed) -> None:
+    print("begun", flush=True)
+    REACTION
+"""
+
+
+def with_lifespan(before: str = "pass", after: str = "pass", reaction: str = "pass") -> str:
+    return LIFESPAN.replace("BEFORE", before).replace("AFTER", after).replace("REACTION", reaction)
+
+
+def test_lifespan_that_does_not_begin_is_named_and_ends_with_the_signal(stage: Stage) -> None:
+    """The worker does not sit there without a word; nothing runs, so it has drained."""
+    running = stage.run(with_lifespan(before="await for_ever(stubborn=False)"), state=None)
+    running.wait_for("lifespan hangs")
+    running.send(signal.SIGTERM)
+    assert running.wait(timeout=3) == 0
+    (line,) = logged(running, "lifespan hangs")
+    assert (line["agent"], line["where"], line["seconds"]) == (stage.agent, "before its yield", 5)
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_lifespan_that_does_not_end_keeps_the_exit_code(stage: Stage, stubborn: bool) -> None:
+    """Everything that ran was finished, so the program ends with 0, 5 s after the drain time at the latest. A lifespan
+    that lets itself be cancelled is; another one goes with the process."""
+    running = stage.run(with_lifespan(after=f"await for_ever({stubborn})"), "--drain", "200ms")
+    running.send(signal.SIGTERM)
+    assert running.wait(timeout=7) == 0
+    assert not stubborn or not logged(running, "lifespan hangs")
+    if not stubborn:
+        (line,) = logged(running, "lifespan hangs")
+        assert (line["agent"], line["where"]) == (stage.agent, "at its end")
+
+
+def test_reaction_that_swallows_its_cancellation_does_not_keep_the_program(stage: Stage) -> None:
+    """It is cut off 5 s after the drain time at the latest, with the code that says so; the lifespan ends before."""
+    text = with_lifespan(after='print("closed", flush=True)', reaction="await for_ever(stubborn=True)")
+    running = stage.run(text, "--drain", "200ms")
+    stage.send("1")
+    running.wait_for("begun")
+    running.send(signal.SIGTERM)
+    assert running.wait(timeout=7) == 75
+    assert running.stdout[-1] == "closed"

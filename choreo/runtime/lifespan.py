@@ -1,0 +1,90 @@
+"""An agent's lifespan, entered and left within bounds, and both in one task, as context managers may want it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final
+
+import structlog
+
+from choreo.agent import Agent
+from choreo.errors import DeadlinePassed
+
+START_TIMEOUT: Final = 300.0  # seconds
+_FIRST_WORD: Final = 5.0  # seconds until a lifespan that has not begun is spoken of; doubled each time
+
+_logger = structlog.get_logger()
+
+
+class StoppedError(Exception):
+    """The worker was told to stop before the lifespan had begun."""
+
+
+async def enter(
+    stack: contextlib.AsyncExitStack, agent: Agent, stopping: asyncio.Event, leave_by: Callable[[], float]
+) -> Any:
+    """Enter the lifespan of `agent`, if it has one, and leave it with `stack`; return what it yields.
+
+    It has five minutes to begin, and until `leave_by` (a time of the loop) to end; what hangs is said and cancelled.
+    Raises StoppedError, DeadlinePassed, and whatever the lifespan raises.
+    """
+    if agent.lifespan is None:
+        return None
+    manager = agent.lifespan()
+    resources = await _begun(manager, agent, stopping)
+
+    async def leave(
+        kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        limit = asyncio.timeout_at(leave_by())
+        try:
+            async with limit:
+                return await manager.__aexit__(kind, error, trace)
+        except TimeoutError:
+            if not limit.expired():
+                raise  # the lifespan's own
+            _logger.error("lifespan hangs", agent=agent.name, where="at its end", next="it is cut off")  # noqa: TRY400
+            return None
+
+    stack.push_async_exit(leave)
+    return resources
+
+
+async def _begun(manager: contextlib.AbstractAsyncContextManager[Any], agent: Agent, stopping: asyncio.Event) -> Any:
+    limit = asyncio.timeout(START_TIMEOUT)
+    try:
+        async with limit:
+            watch = asyncio.create_task(_watch(agent, stopping, limit))
+            try:
+                return await manager.__aenter__()
+            finally:
+                watch.cancel()
+    except TimeoutError as error:
+        if not limit.expired():
+            raise  # the lifespan's own
+        if stopping.is_set():
+            raise StoppedError from error
+        raise DeadlinePassed(
+            f"the lifespan of agent {agent.name} has not begun within {START_TIMEOUT:g} s",
+            "look at what it waits for; what takes long belongs behind its yield",
+        ) from error
+
+
+async def _watch(agent: Agent, stopping: asyncio.Event, limit: asyncio.Timeout) -> None:
+    """Say again and again who is waited for, and end the waiting when the worker is to stop."""
+    loop = asyncio.get_running_loop()
+    began, pause = loop.time(), _FIRST_WORD
+    while True:
+        try:
+            async with asyncio.timeout(pause):
+                await stopping.wait()
+        except TimeoutError:
+            seconds = round(loop.time() - began)
+            _logger.warning("lifespan hangs", agent=agent.name, where="before its yield", seconds=seconds)
+            pause *= 2
+        else:
+            limit.reschedule(loop.time())
+            return
