@@ -81,6 +81,8 @@ def write(
     letter.headers[FIRST_FAILURE] = (first_failure or now).isoformat()
     if message.unread is not None:
         letter.unread, letter.headers[_PREFIX + "headers"] = None, bytearray(message.unread[:MAX_HEADER_BYTES])
+        if len(message.unread) > MAX_HEADER_BYTES:
+            notes["dropped-headers"] = f"unread bytes beyond the first {MAX_HEADER_BYTES} of {len(message.unread)}"
     letter.headers.update({_PREFIX + name: value for name, value in notes.items() if value is not None})
     return letter
 

@@ -54,8 +54,7 @@ def _options(
 
 def main() -> None:
     """Run the command line, and end with one of the exit codes that `choreo --help` lists."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a message may hold texts that are no UTF-8
+    _steady_output()
     try:
         app(prog_name="choreo")
     except ChoreoError as error:
@@ -80,6 +79,19 @@ def main() -> None:
             f"choreo: {note.removeprefix(IMPORTING).strip()} cannot be imported: {type(error).__name__}", err=True
         )
         sys.exit(ConfigurationError.exit_code)
+
+
+def _steady_output() -> None:
+    """Let stdout take everything: texts of a message that are no UTF-8, and more than a pipe holds.
+
+    With PYTHONUNBUFFERED, common in containers, a signal would silently cut what is written beyond that.
+    """
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return
+    raw = sys.stdout.buffer
+    if isinstance(raw, io.RawIOBase):
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), sys.stdout.encoding, line_buffering=True)
+    sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _of_the_user(error: Exception) -> str:

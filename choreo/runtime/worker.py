@@ -146,7 +146,7 @@ class Worker:
         session = await self._connected(only_unreachable, tenacity.stop_after_delay(self._settings.wait))
         while session is not None:
             began = time.monotonic()
-            self._change(State.CONSUMING, f"consuming from {', '.join(each.queue for each in self._windows)}")
+            self._change(State.CONSUMING, self._consuming)
             watch = asyncio.create_task(lookout.watch(session, self._windows, self._look_every))
             try:
                 await self._first_of(self._stop, session.lost, watch, *(each.failed for each in self._windows))
@@ -183,7 +183,10 @@ class Worker:
         session = await self._connect()
         turns = Turns(len(self.agents))
         self._windows = [self._window(session, agent, turns) for agent in self.agents]
+        session.watch_blocked(self._blocked)
         try:
+            if self.state is not State.STARTING:
+                await self._report_missing(session)
             await session.declare(self._topology)
             for window in self._windows:
                 await window.open()
@@ -191,6 +194,24 @@ class Worker:
             await self._abandon(session)
             raise
         return session
+
+    async def _report_missing(self, session: Session) -> None:
+        """Say so when a queue that was there is gone: what it held is lost, and declaring it anew would hide that."""
+        for window in self._windows:
+            if await session.stats(window.queue) is None:
+                _logger.error("queue gone", queue=window.queue, lost="what it held", next="it is declared anew, empty")
+
+    def _blocked(self, reason: str | None) -> None:
+        """Tell everybody who watches that publishes wait, or that they do not any more."""
+        if reason is not None:
+            _logger.warning("publishes wait", why=f"the broker blocks publishers, {reason}")
+        if self.state is State.CONSUMING:
+            waits = f"; publishes wait: the broker blocks publishers, {reason}" if reason else ""
+            self._change(State.CONSUMING, f"{self._consuming}{waits}")
+
+    @property
+    def _consuming(self) -> str:
+        return f"consuming from {', '.join(each.queue for each in self._windows)}"
 
     def _affordable(self, agent: Agent) -> int:
         """Return how many deliveries `agent` may hold: the setting, or fewer if its deadlines are long."""

@@ -281,7 +281,7 @@ def changes(poison: Poison, letter: Raw, key: bytes) -> Iterator[str]:
         yield f"headers dropped: {notes.get(b'choreo-dead-dropped-headers', 'none')}"
     if unread is None:
         yield from header_changes(fields(headers), notes, may_be_gone=too_much)
-    elif unread[1][4 : 4 + len(headers)] != headers[: MAX_HEADER_BYTES - 4]:  # behind the length of all
+    elif unread[1] != headers[:MAX_HEADER_BYTES]:
         yield f"headers that were not read are {unread!r:.80}"
 
 

@@ -53,6 +53,7 @@ async def test_deleted_queue_is_consumed_again(
             lines = await asyncio.to_thread(worker.wait_for, '"event": "session lost"', times=repetition + 1)
             assert queue in lines
             assert "what it held is gone" in lines
+            await asyncio.to_thread(worker.wait_for, '"event": "queue gone"', times=repetition + 1)
     account = await stream.account()
     report(
         Row(
