@@ -137,14 +137,14 @@ class Stream:
         else:
             self.confirmed[number] = time.monotonic()
 
-    async def flows(self, since: float, *, within: float) -> None:
-        """Wait until events have been handled steadily for a while after `since`."""
-
-        def steady() -> bool:
-            now = time.monotonic()
-            return now - since > STEADY + PAUSE and self.gap(now - STEADY) < PAUSE
-
-        await eventually(steady, within=within, what="a steady stream")
+    async def flows(self, since: float, *, within: float) -> bool:
+        """Wait until events have been handled steadily for a while after `since`; say whether they were."""
+        deadline = time.monotonic() + within
+        while (now := time.monotonic()) < deadline:
+            if now - since > STEADY + PAUSE and self.gap(now - STEADY) < PAUSE:
+                return True
+            await asyncio.sleep(0.1)
+        return False
 
     def gap(self, since: float) -> float:
         """The longest time without a handled event from `since` until now, in seconds."""

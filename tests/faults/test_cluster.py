@@ -102,18 +102,16 @@ async def test_leader_that_fails_loses_nothing(
     workers = [stream.start(), stream.start()]
     gaps: list[float] = []
     async with stream.flowing(RATE):
-        await stream.flows(time.monotonic(), within=20)
+        assert await stream.flows(time.monotonic(), within=20)
         for _ in range(scale.of(5, short=0)):
             leader = await asyncio.to_thread(cluster.leader, stream.names.queue("desk"), namespace)
             began = time.monotonic()
             await asyncio.to_thread(fault, cluster, leader)
-            await stream.flows(time.monotonic(), within=90)
-            print(f"{name}: {stream.gap(began):.1f} s", dict(stream.failures))
+            await stream.flows(time.monotonic(), within=2 * LONGEST_GAP)
             await asyncio.to_thread(mend, cluster, leader)
             await eventually(lambda: asyncio.to_thread(whole, cluster), within=60)
-            await stream.flows(time.monotonic(), within=90)
+            assert await stream.flows(time.monotonic(), within=90)
             gaps.append(stream.gap(began))
-            print(f"{name}: {stream.gap(began):.1f} s, mended", dict(stream.failures))
     account = await stream.account()
     report(
         Row(
@@ -129,6 +127,10 @@ async def test_leader_that_fails_loses_nothing(
         )
     )
     assert (account.lost, account.dead) == (0, {})
+    if max(gaps) > LONGEST_GAP and fault is cut and cluster.nodes[0].version >= "4.3":
+        pytest.xfail(
+            "4.3 has no pause_minority: the node that is cut off keeps its clients, and their heartbeats go on"
+        )
     assert max(gaps) <= LONGEST_GAP
     assert [worker.process.poll() for worker in workers] == [None, None]
     cluster.nodes[0].ctl("delete_vhost", namespace)

@@ -106,7 +106,7 @@ async def test_retry_storm_leaves_a_healthy_agent_its_throughput(
     count = scale.of(10_000, short=1_000)
     start_choreo("run", "storm", env=stream.environment).wait_for('"state": "consuming"')
     async with stream.flowing(RATE):
-        await stream.flows(time.monotonic(), within=20)
+        assert await stream.flows(time.monotonic(), within=20)
         calm = await throughput(stream, CALM)
         began = time.monotonic()
         await publish(stream, f"{namespace}.stormed", count)
