@@ -85,7 +85,8 @@ class Settings(BaseSettings):
     `prefetch`: deliveries that a process holds per agent. `drain`: seconds for what runs when a worker stops.
     `wait`: seconds to try to reach the broker at the start. `publish_timeout`: seconds until a publish that
     nobody answers counts as unknown. `max_body`: bytes. `health_port`: None for no health endpoint, 0 for any
-    free port. `management_url`: the broker's management API, which only adds detail. `code_version`: what dead
+    free port. `management_url`: the broker's management API, which only adds detail. `lane`: read and write
+    messages by choreo's own fast lane, otherwise by aiormq's channels. `code_version`: what dead
     letters name as the version of the code that failed, such as a commit.
     """
 
@@ -126,6 +127,7 @@ class Settings(BaseSettings):
         Annotated[SecretStr, AfterValidator(_management)] | None,
         _Allowed("http://user:password@host:15672 or https://"),
     ] = None
+    lane: Annotated[bool, _Allowed("true or false")] = True
     code_version: Annotated[
         str | None, StringConstraints(max_length=200), _Allowed("a text of at most 200 characters")
     ] = None

@@ -124,7 +124,8 @@ def connect(url: str | None = None, *, source: str = "choreo", **settings: Any) 
     `source` is what events say they come from. Raises ConfigurationError for settings that cannot be used.
     """
     found = load(**settings, **({} if url is None else {"url": url}))
-    return Publisher(found, partial(rabbit.connect, found.brokers(), name=source), source=source)
+    opener = partial(rabbit.connect, found.brokers(), name=source, fast=found.lane)
+    return Publisher(found, opener, source=source)
 
 
 def _whole_seconds(delay: Duration | None) -> int:

@@ -61,7 +61,7 @@ class Stop:
 async def serve(agents: Sequence[Agent], settings: Settings) -> int:
     """Run `agents` in this process until a signal ends it; return the exit code. Raises what Worker.run raises."""
     name = f"choreo {' '.join(agent.name for agent in agents)} {os.getpid()}"
-    worker = Worker(agents, settings, partial(rabbit.connect, settings.brokers(), name=name))
+    worker = Worker(agents, settings, partial(rabbit.connect, settings.brokers(), name=name, fast=settings.lane))
     loop = asyncio.get_running_loop()
 
     def end_within(seconds: float) -> None:

@@ -76,6 +76,7 @@ def test_defaults(project: Path):
         "health_host": "127.0.0.1",
         "health_port": None,
         "management_url": None,
+        "lane": True,
         "code_version": None,
     }
 

@@ -26,4 +26,6 @@ def test_every_setting_is_on_the_page_with_its_default() -> None:
             value = value.get_secret_value()
         if isinstance(value, float):
             value = duration.text(value)
+        if isinstance(value, bool):
+            value = str(value).lower()
         assert default == ("" if value is None else str(value)), name
