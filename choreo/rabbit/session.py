@@ -276,8 +276,8 @@ class RabbitSession:
         self._end(translate.lost(None if closing.cancelled() else closing.exception()))
 
     def _on_consumer_cancelled(self, queue: str, _: commands.Basic.Cancel) -> None:
-        reason = "it was deleted, and what it held is gone, or its leader moved"
-        self._end(BrokerUnreachable(f"the broker cancelled the consumer of the queue {queue!r}: {reason}"))
+        reason = "the queue was deleted, and what it held is gone, or its leader moved"
+        self._end(BrokerUnreachable(f"the broker cancelled the consumer of {queue!r}: {reason}"))
 
     def _end(self, error: ChoreoError) -> None:
         if not self.lost.done():
