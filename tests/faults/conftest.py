@@ -54,4 +54,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     path, server = config.getoption("--faults-report"), find_server(ROOT)
     # A page says what all faults cost: it is not written after a run of some.
     if path is not None and server is not None and not terminalreporter.stats.get("deselected"):
-        path.write_text(page(rows, release=release(server), extent=config.getoption("--faults")))
+        before = path.read_text() if path.exists() else ""
+        path.write_text(page(rows, release=release(server), extent=config.getoption("--faults"), before=before))

@@ -50,18 +50,29 @@ work went on. Everything is counted, nothing is taken from a counter of choreo's
 
 **How to run it.** `make faults` does all of it on private RabbitMQ nodes, writes this page and ends by itself;
 `make faults ARGS="-k rolling"` does some of it and leaves the page alone; `make faults ARGS="--faults=long"` takes ten
-times as many of everything, for a night. `make test` runs a short form of most faults. The code is in
+times as many of everything, for a night. `CHOREO_TEST_RABBITMQ_ROOT` names the root of another filesystem, to break
+the release that it holds; the page has a section for each. `make test` runs a short form of most faults. The code is in
 [`tests/faults`](../tests/faults).
 """
 
 
-def page(rows: Sequence[Row], *, release: str, extent: Extent) -> str:
-    """Return the page for the present machine; `release` is RabbitMQ's."""
+_RELEASE: Final = "## RabbitMQ "
+
+
+def page(rows: Sequence[Row], *, release: str, extent: Extent, before: str = "") -> str:
+    """Return the page for the present machine; `release` is RabbitMQ's. Of the page `before`, other releases stay."""
     facts = (
         f"Run of {datetime.now(UTC):%Y-%m-%d} ({extent}): choreo {version('choreo')}, RabbitMQ {release},"
         f" Python {platform.python_version()}, aio-pika {version('aio-pika')}, {os.cpu_count()} cores."
     )
-    return "\n".join((INTRODUCTION, facts, "", table(rows), ""))
+    parts = {part.partition("\n")[0]: part for part in before.split(_RELEASE)[1:]}
+    parts[release] = "\n".join((release, "", facts, "", table(rows), ""))
+    sections = (_RELEASE + parts[name].rstrip() + "\n" for name in sorted(parts, key=_numbers))
+    return "\n".join((INTRODUCTION, *sections))
+
+
+def _numbers(release: str) -> list[int]:
+    return [int(part) for part in release.split(".") if part.isdigit()]
 
 
 def table(rows: Sequence[Row]) -> str:
