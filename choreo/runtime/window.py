@@ -25,7 +25,7 @@ from choreo.transport import Consumer, Delivery, OnDelivery, Session
 LONGEST_HOLD: Final = 28 * 60.0
 SUSPECT: Final = 2  # times that a delivery came back unsettled
 _QUIET: Final = 0.1  # seconds without a delivery, after which nothing in the queue has come back
-_GOODBYE: Final = 3.0  # seconds for a subscription that is being made when the worker stops
+_GOODBYE: Final = 3.0  # seconds for a subscription that is being made or closed when the worker stops
 _PATIENCE: Final = 60.0  # seconds that a suspect waits for others; a broker takes back what is held for too long
 
 
@@ -210,7 +210,8 @@ class Window:
     async def cancel(self) -> None:
         """Ask for no more deliveries, and give back those that were set aside. The others stay to be settled."""
         with contextlib.suppress(TimeoutError):  # the broker does not answer: the end of the session does the rest
-            async with asyncio.timeout(_GOODBYE), self._changing:  # one that is just being made would be nobody's
+            # One that is just being made would be nobody's; and a request that is cut off may cost the connection.
+            async with asyncio.timeout(_GOODBYE), self._changing:
                 pass
         self._stop()
         for subscription in self._subscriptions:
@@ -288,5 +289,6 @@ class Window:
     async def _close(self, old: _Subscription) -> None:
         """Close `old` when all that it holds is settled."""
         await old.idle.wait()
-        self._subscriptions.remove(old)
-        await old.close()
+        async with self._changing:
+            self._subscriptions.remove(old)
+            await old.close()

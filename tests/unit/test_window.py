@@ -27,6 +27,8 @@ class FakeQueue:
         self.ready = [Message(body.encode(), {DELIVERY_COUNT: count} if count else {}) for body, count in messages]
         self.consumers: list[FakeConsumer] = []
         self.widest = 0
+        self.closing = asyncio.Event()  # a request to close is answered
+        self.closing.set()
 
     async def consume(self, queue: str, *, prefetch: int, on_delivery: OnDelivery) -> FakeConsumer:
         self.consumers.append(FakeConsumer(self, queue, prefetch, on_delivery))
@@ -73,6 +75,7 @@ class FakeConsumer:
         self.open = False
 
     async def close(self) -> None:
+        await self._fake.closing.wait()
         self.closed = True
 
 
@@ -268,6 +271,21 @@ async def test_what_is_set_aside_is_given_back_at_the_end(scenes: list[Scene]) -
     assert sorted(message.body.decode() for message in fake.ready) == ["2", "suspect"]
     assert fake.held() == ["1"]
     agent.end("1")
+
+
+async def test_stop_does_not_cut_off_a_request_that_is_under_way(scenes: list[Scene]) -> None:
+    """A subscription that is just being closed is closed first: brokers and clients lose the connection over half a
+    request, and with it acknowledgements."""
+    fake = FakeQueue(("1", 0))
+    agent = await play(scenes, fake)
+    await agent.runs("1")
+    await eventually(lambda: wide(fake))
+    fake.closing.clear()
+    agent.end("1")
+    await asyncio.sleep(0.05)  # the narrow subscription waits for its goodbye
+    asyncio.get_running_loop().call_later(0.1, fake.closing.set)
+    await scenes[0].window.cancel()
+    assert fake.consumers[0].closed
 
 
 async def test_suspects_of_one_process_take_turns_and_the_least_suspicious_is_first(scenes: list[Scene]) -> None:
