@@ -7,7 +7,7 @@ import inspect
 import ssl
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 import aiormq
 from aiormq.connection import TransportFactory
@@ -152,19 +152,19 @@ class _Splitter(asyncio.StreamReaderProtocol):
         self._silence: ConnectionError | None = None
         self._next_look: asyncio.TimerHandle | None = None
         self._later = loop.call_later
-        self._line: asyncio.BaseTransport | None = None
+        self._line: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to listen."""
         super().connection_made(transport)
-        self._line = transport
+        self._line = cast("asyncio.WriteTransport", transport)  # which uvloop's is in all but its class
         if self._lane.heartbeat:
             self._next_look = self._later(self._lane.heartbeat / 2, self._look)
 
     def _look(self) -> None:
         # Counted in looks and not in seconds: a loop that was blocked meanwhile is not the broker's silence.
         self._silent += 1
-        if self._silent > _LOOKS and isinstance(self._line, asyncio.WriteTransport):
+        if self._silent > _LOOKS and self._line is not None:
             self._silence = ConnectionError(f"silent for {2 * self._lane.heartbeat:g} s, two heartbeats")
             self._line.abort()
         else:
