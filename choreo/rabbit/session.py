@@ -112,7 +112,7 @@ class RabbitSession:
         self._receiver = receiver
         self._sender = sender
         self._publisher = self._new_publisher()
-        self._consumers: list[RabbitConsumer] = []
+        self._consumers: set[RabbitConsumer] = set()
         self._asking = asyncio.Lock()
         self._left: set[AbstractChannel] = set()  # channels that we close ourselves: the session goes on without them
         self._background: set[asyncio.Task[None]] = set()
@@ -154,12 +154,12 @@ class RabbitSession:
         channel.closing.add_done_callback(partial(self._on_channel_closed, channel))
         channel.on_consumer_cancel_callbacks.add(partial(self._on_consumer_cancelled, queue))
         await _rpc(channel.basic_qos(prefetch_count=prefetch))
-        consumer = RabbitConsumer(queue, channel, leave=self._left.add)
+        consumer = RabbitConsumer(queue, channel, leave=self._leave)
         if self._receiver is not None:
             await consumer.start(lane.Consuming(self._receiver, channel.number, consumer, on_delivery))
         else:
             await consumer.start(plain.Consuming(channel, consumer, on_delivery))
-        self._consumers.append(consumer)
+        self._consumers.add(consumer)
         return consumer
 
     def publish(
@@ -216,7 +216,9 @@ class RabbitSession:
     def _on_publisher_closed(
         self, publisher: lane.Publishing | plain.Publishing, channel: AbstractChannel, _: asyncio.Future[Any]
     ) -> None:
-        if channel not in self._left and self._publishing.transport is not None:
+        if channel in self._left:
+            self._left.discard(channel)
+        elif self._publishing.transport is not None:
             self._in_background(self._open_publisher(publisher, channel.number))
 
     def _renew_publisher_soon(self) -> None:
@@ -269,6 +271,10 @@ class RabbitSession:
         self._publisher.end(_GONE)
         self._on_connection_closed(connection, error)
 
+    def _leave(self, consumer: RabbitConsumer) -> None:
+        self._consumers.discard(consumer)
+        self._left.add(consumer.channel)
+
     def _on_channel_closed(self, channel: AbstractChannel, closing: asyncio.Future[Any]) -> None:
         if channel in self._left:
             self._left.discard(channel)
@@ -287,9 +293,9 @@ class RabbitSession:
 class RabbitConsumer:
     """A subscription on a channel of its own."""
 
-    def __init__(self, queue: str, channel: AbstractChannel, leave: Callable[[AbstractChannel], None]) -> None:
+    def __init__(self, queue: str, channel: AbstractChannel, leave: Callable[[RabbitConsumer], None]) -> None:
         self.queue = queue
-        self._channel = channel
+        self.channel = channel
         self._leave = leave
         self._tag = ""
 
@@ -297,7 +303,7 @@ class RabbitConsumer:
         """Begin to receive."""
         self._receiving = receiving
         self._settle, self._give_back = receiving.acknowledge, receiving.give_back
-        reply = await _rpc(self._channel.basic_consume(self.queue, receiving.arrived))
+        reply = await _rpc(self.channel.basic_consume(self.queue, receiving.arrived))
         self._tag = reply.consumer_tag or ""
 
     def acknowledge(self, delivery: Delivery) -> None:
@@ -313,14 +319,14 @@ class RabbitConsumer:
 
     async def cancel(self) -> None:
         """Stop receiving."""
-        await _quietly(self._channel.basic_cancel(self._tag, timeout=CLOSE_TIMEOUT))
+        await _quietly(self.channel.basic_cancel(self._tag, timeout=CLOSE_TIMEOUT))
 
     async def close(self) -> None:
         """Close the channel."""
-        if not self._channel.is_closed:
+        if not self.channel.is_closed:
             await self._receiving.end()
-            self._leave(self._channel)
-            await _quietly(self._channel.close())
+            self._leave(self)
+            await _quietly(self.channel.close())
 
 
 def _tls(broker: BrokerUrl) -> ssl.SSLContext | None:
