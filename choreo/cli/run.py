@@ -33,7 +33,12 @@ def run(  # noqa: PLR0917 - typer makes an option of each
     prefetch: Annotated[
         int | None, typer.Option(help="Deliveries that one agent holds. [default: 100]", show_default=False)
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, max=1024, help="Processes, under one supervisor.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, max=1024, help="Processes of the same agents, under one supervisor.")
+    ] = 1,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="Processes of its own for each agent: one that blocks holds up no other.")
+    ] = False,
     drain: Annotated[
         str | None,
         typer.Option(help="Time to finish what runs after SIGTERM. [default: 30s]", metavar="TIME", show_default=False),
@@ -69,9 +74,11 @@ def run(  # noqa: PLR0917 - typer makes an option of each
         health_host=health_host,
     )
     logs.configure(settings.log_level, settings.log_format)
-    agents = _agents(names or [], settings, everyone=everyone) if not reload else []
-    if processes > 1 or reload:
-        code = _supervise(names or [], settings, processes, everyone=everyone, reload=reload)
+    # With --reload a file that cannot be imported is for its process to say: the next change may mend it.
+    agents = _agents(names or [], settings, everyone=everyone) if not reload or (apart and everyone) else []
+    if processes > 1 or reload or apart:
+        named = names or ([agent.name for agent in agents] if apart else ["--all"])
+        code = _supervise([[each] for each in named] if apart else [named], settings, processes, reload=reload)
     else:
         from choreo.runtime.service import serve
 
@@ -100,7 +107,7 @@ def _agents(names: list[str], settings: Settings, *, everyone: bool) -> list[Age
     return list({agent.name: agent for agent in agents.values()}.values())
 
 
-def _supervise(names: list[str], settings: Settings, processes: int, *, everyone: bool, reload: bool) -> int:
+def _supervise(groups: list[list[str]], settings: Settings, processes: int, *, reload: bool) -> int:
     from choreo.errors import ConfigurationError
     from choreo.runtime.processes import Supervisor, command
 
@@ -114,11 +121,11 @@ def _supervise(names: list[str], settings: Settings, processes: int, *, everyone
     for name in ("url", "concurrency", "prefetch", "drain", "wait"):
         value = getattr(settings, name)
         os.environ[f"CHOREO_{name.upper()}"] = str(getattr(value, "get_secret_value", lambda v=value: v)())
-    arguments = command([*names], ["--all"] if everyone else [])
+    commands = [command(arguments) for arguments in groups for _ in range(processes)]
 
     async def supervised() -> int:
         watched = (settings.agents_folder,) if reload else ()
-        return await Supervisor(arguments, processes, settings, watched).run()
+        return await Supervisor(commands, settings, watched).run()
 
     return output.wait_for(supervised())
 

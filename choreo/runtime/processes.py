@@ -92,11 +92,10 @@ class _Process:
 
 
 class Supervisor:
-    """Keeps `settings.processes` processes of `command` running until a signal ends them all."""
+    """Keeps a process of each of `commands` running until a signal ends them all."""
 
-    def __init__(self, command: Sequence[str], count: int, settings: Settings, watched: Sequence[Path] = ()) -> None:
-        self._command = command
-        self._count = count
+    def __init__(self, commands: Sequence[Sequence[str]], settings: Settings, watched: Sequence[Path] = ()) -> None:
+        self._commands = commands
         self._settings = settings
         self._watched = watched
         self._processes: list[_Process] = []
@@ -110,7 +109,9 @@ class Supervisor:
         """Return the exit code: 0 when all processes drained, else the first one that says why not."""
         stop = Stop(self._drain, lambda: self._signal(signal.SIGKILL))
         with tempfile.TemporaryDirectory(prefix="choreo-") as folder:
-            self._processes = [_Process(number, self._command, Path(folder)) for number in range(1, self._count + 1)]
+            self._processes = [
+                _Process(number, command, Path(folder)) for number, command in enumerate(self._commands, start=1)
+            ]
             async with (
                 signals(stop),
                 endpoint(self._settings.health_host, self._settings.health_port, lambda: (self.ready, self.status)),
@@ -134,7 +135,7 @@ class Supervisor:
         """How many processes are ready, and what the first other one says."""
         count = sum(process.ready for process in self._processes)
         other = next((f"; process {each.number}: {each.status}" for each in self._processes if not each.ready), "")
-        return f"{count} of {self._count} processes are ready{other}"
+        return f"{count} of {len(self._commands)} processes are ready{other}"
 
     async def _keep(self, process: _Process) -> int:
         """Run one process, again and again until stopped; return its last exit code."""
@@ -233,6 +234,6 @@ class Supervisor:
             return
 
 
-def command(names: Sequence[str], options: Sequence[str]) -> list[str]:
-    """Return how a process of the same agents is started. Secrets go by the environment, never here."""
-    return [sys.executable, "-m", "choreo", "run", *names, *options]
+def command(arguments: Sequence[str]) -> list[str]:
+    """Return how a process of its own is started. Secrets go by the environment, never here."""
+    return [sys.executable, "-m", "choreo", "run", *arguments]
