@@ -687,7 +687,7 @@ def test_agents_run_apart_have_a_process_each(
     """One that blocks its event loop holds up no other; `--apart` with `--all` finds them by itself."""
     quick = write(PATIENT)
     slow = f"{quick}slow"
-    blocking = STUBBORN.replace("NAME", slow).replace("def work", "async def work")
+    blocking = STUBBORN.replace("NAME", slow).replace("def work", "async def work").replace("3600", "4")
     (project / "agents" / f"{slow}.py").write_text(blocking)
     (project / "go").touch()
     running = start_choreo("run", "--all", "--apart", env=post.environment)
