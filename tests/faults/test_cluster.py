@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from choreo.rabbit import probe
 from choreo.rabbit.cluster import Cluster
 from choreo.rabbit.node import Node
 from tests.conftest import ROOT
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 RATE = 50.0  # events a second
 LONGEST_GAP = 15.0  # seconds
+RESUMED = 3.0  # seconds for which a node that was paused may believe that it still leads
 # What a silent node costs its clients: until the connections count as dead, (2 + 1) * 3 s, and until it is passed over.
 PARAMETERS = "?heartbeat=2&connection_timeout=1s"
 # Without it, Erlang takes a silent node for a living one for a minute, and 3.10 waits for it.
@@ -60,7 +62,11 @@ def start_again(cluster: Cluster, leader: Node) -> None:
 
 
 def resume(cluster: Cluster, leader: Node) -> None:
+    """Lets it go on, and then starts it again: 3.10 takes itself out of service when it hears what it has missed, and
+    stays away for more than 25 s [measured: 3.10.8 with pause_minority]."""
     leader.resume()
+    time.sleep(RESUMED)
+    leader.restart()
 
 
 def heal(cluster: Cluster, leader: Node) -> None:
@@ -68,9 +74,9 @@ def heal(cluster: Cluster, leader: Node) -> None:
 
 
 def whole(cluster: Cluster) -> bool:
-    """Whether every node runs and knows both others."""
+    """Whether every node knows both others and lets clients in."""
     return all(
-        node.ctl("eval", "{rabbit:is_running(), length(nodes())}.").strip() == "{true,2}" for node in cluster.nodes
+        probe.greeting(node.port) and node.ctl("eval", "length(nodes()).").strip() == "2" for node in cluster.nodes
     )
 
 
