@@ -135,10 +135,10 @@ async def _send(
 
     from choreo.operate.payload import SOURCE
     from choreo.operate.sending import Sending
-    from choreo.rabbit.session import connect
+    from choreo.rabbit.session import Connector
     from choreo.runtime.publisher import Publisher
 
-    opener = partial(connect, settings.brokers(), name="choreo publish")
+    opener = Connector(settings.brokers(), name="choreo publish")
     async with Publisher(settings, opener, source=SOURCE) as publisher:
         sending = Sending(publisher, topic, pace, on_confirmed)
         interrupted = asyncio.Event()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -42,20 +43,36 @@ CLOSE_TIMEOUT: Final = 3.0  # seconds for the goodbye; a broker that is gone doe
 T = TypeVar("T")
 
 
-async def connect(brokers: Sequence[BrokerUrl], *, name: str, fast: bool = True) -> RabbitSession:
-    """Open a session with the first of `brokers` that lets us in. `name` is what the broker shows for it.
+class Connector:
+    """Opens sessions, one after the other, with the first of `brokers` that lets us in. `name` is what they show.
 
-    `fast`: through the lane, otherwise through aiormq's own channels. Raises what the last one answered:
-    BrokerUnreachable, AccessRefused, ConfigurationError.
+    Each call begins behind the node that it found last: one that a session was lost to comes last, though it may still
+    let clients in, as a node that is cut off from the others does. `fast`: through the lane, otherwise through aiormq's
+    own channels.
     """
-    failure: ChoreoError | None = None
-    for broker in brokers:
-        try:
-            return await _open(broker, name, fast=fast)
-        except ChoreoError as error:
-            failure = error
-    assert failure is not None, "there is at least one broker"
-    raise failure
+
+    def __init__(self, brokers: Sequence[BrokerUrl], *, name: str, fast: bool = True) -> None:
+        self._brokers = deque(brokers)
+        self._name = name
+        self._fast = fast
+
+    async def __call__(self) -> RabbitSession:
+        """Raise what the last one answered: BrokerUnreachable, AccessRefused, ConfigurationError."""
+        failure: ChoreoError | None = None
+        for _ in range(len(self._brokers)):
+            broker = self._brokers[0]
+            self._brokers.rotate(-1)
+            try:
+                return await _open(broker, self._name, fast=self._fast)
+            except ChoreoError as error:
+                failure = error
+        assert failure is not None, "there is at least one broker"
+        raise failure
+
+
+async def connect(brokers: Sequence[BrokerUrl], *, name: str, fast: bool = True) -> RabbitSession:
+    """Open one session; see Connector."""
+    return await Connector(brokers, name=name, fast=fast)()
 
 
 async def _open(broker: BrokerUrl, name: str, *, fast: bool) -> RabbitSession:
@@ -203,7 +220,7 @@ class RabbitSession:
         if self._sender is None:
             return plain.Publishing(self._renew_publisher_soon)
         frame_max = _underlay(self._publishing).connection_tune.frame_max
-        return lane.Publishing(self._sender, frame_max, self._renew_publisher_soon)
+        return lane.Publishing(self._sender, frame_max, self._renew_publisher_soon, self._unanswered)
 
     async def _open_publisher(
         self, publisher: lane.Publishing | plain.Publishing, number: int | None = None
@@ -231,6 +248,9 @@ class RabbitSession:
         if now - self._renewed >= RENEWAL and not self.lost.done():
             self._renewed = now
             self._in_background(self._renew_publisher())
+
+    def _unanswered(self, seconds: float) -> None:
+        self._end(BrokerUnreachable(f"the broker has answered no publish for {seconds:.0f} s"))
 
     async def _renew_publisher(self) -> None:
         before, publisher = self._publisher, self._new_publisher()

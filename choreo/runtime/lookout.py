@@ -13,22 +13,30 @@ from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.runtime.window import Window
 from choreo.transport import Session
 
-PERIOD: Final = 15.0  # seconds between two looks
+PERIOD: Final = 5.0  # seconds between two looks
 
 
 async def watch(session: Session, windows: Sequence[Window], period: float = PERIOD) -> NoReturn:
     """Look after `windows` until one of them is deaf, and raise BrokerUnreachable that says which and why.
 
     Deaf is a window that has room, and that got nothing between two looks although messages were ready at both; or
-    whose queue has no consumer at all.
+    whose queue has no consumer at all. A broker that does not answer between two looks is no better.
     """
     marks: dict[str, object] = {}
     while True:
         await asyncio.sleep(period)
         for window in windows:
             mark = window.mark
+            asking = asyncio.ensure_future(session.stats(window.queue))
             try:
-                found = await session.stats(window.queue)
+                await asyncio.wait((asking,), timeout=period)
+                answered = asking.done()
+            finally:
+                asking.cancel()  # and not waited for: its goodbye would not be answered either
+            if not answered:
+                raise BrokerUnreachable(f"the broker has not answered for {period:g} s how {window.queue} is")
+            try:
+                found = asking.result()
             except ChoreoError:
                 continue  # what keeps the broker from answering ends the session, if it lasts
             if mark is None or window.mark != mark:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -68,9 +67,8 @@ class Publisher:
 
         `correlation_id`: the transaction it belongs to, its own if none is named. `event_id`: an id that is the same
         when the caller publishes again after an unknown outcome. `delay`: until it is delivered; whole seconds, at most
-        12 days. Raises PublishRefused (nobody listens, it is larger
-        than `max_body`, or the broker cannot store it), PublishUnknown (no answer within
-        `publish_timeout`, or the connection was lost), BrokerUnreachable.
+        12 days. Raises PublishRefused (nobody listens, it is larger than `max_body`, or the broker cannot store it),
+        PublishUnknown (no answer within `publish_timeout`, or the connection was lost), BrokerUnreachable.
         """
         message = seal(event, source=self._source, event_id=event_id, correlation_id=correlation_id)
         await self.send(message, declaration(event).topic, delay=delay)
@@ -96,7 +94,7 @@ class Publisher:
             case Refused("rejected", detail):
                 raise PublishRefused(
                     f"{topic} is not stored, and never will be as it is: {detail}",
-                    "without the exchange no agent listens yet; start the agents once: choreo run NAME",
+                    "look at the user's permissions and at the broker's max_message_size",
                 )
             case Refused(_, detail):
                 raise PublishRefused(
@@ -124,8 +122,7 @@ def connect(url: str | None = None, *, source: str = "choreo", **settings: Any) 
     `source` is what events say they come from. Raises ConfigurationError for settings that cannot be used.
     """
     found = load(**settings, **({} if url is None else {"url": url}))
-    opener = partial(rabbit.connect, found.brokers(), name=source, fast=found.lane)
-    return Publisher(found, opener, source=source)
+    return Publisher(found, rabbit.Connector(found.brokers(), name=source, fast=found.lane), source=source)
 
 
 def _whole_seconds(delay: Duration | None) -> int:

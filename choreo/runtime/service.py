@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Final
 
 import structlog
@@ -61,7 +60,7 @@ class Stop:
 async def serve(agents: Sequence[Agent], settings: Settings) -> int:
     """Run `agents` in this process until a signal ends it; return the exit code. Raises what Worker.run raises."""
     name = f"choreo {' '.join(agent.name for agent in agents)} {os.getpid()}"
-    worker = Worker(agents, settings, partial(rabbit.connect, settings.brokers(), name=name, fast=settings.lane))
+    worker = Worker(agents, settings, rabbit.Connector(settings.brokers(), name=name, fast=settings.lane))
     loop = asyncio.get_running_loop()
 
     def end_within(seconds: float) -> None:

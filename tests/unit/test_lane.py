@@ -221,10 +221,11 @@ async def test_silent_connection_is_given_up_after_two_heartbeats() -> None:
 class Broker:
     """Publishes of one channel, and the broker's part of the conversation."""
 
-    def __init__(self) -> None:
-        self.wire = Wire()
+    def __init__(self, heartbeat: float = 0) -> None:
+        self.wire = Wire(heartbeat)
         self.nacks = 0
-        self.publishing = Publishing(self.wire.lane, FRAME_MAX, self.nacked)
+        self.silences: list[float] = []
+        self.publishing = Publishing(self.wire.lane, FRAME_MAX, self.nacked, self.silences.append)
         self.publishing.use(cast("AbstractChannel", Channel()))
 
     def nacked(self) -> None:
@@ -335,6 +336,26 @@ async def test_rejected_publish_is_told_from_those_beside_it() -> None:
     await asyncio.sleep(0)
     broker.say(commands.Basic.Ack(1))
     assert await later == Confirmed()
+
+
+async def test_broker_that_answers_no_publish_is_seen_however_patient_the_publish_is() -> None:
+    """As long as it answers any of them it is not given up, and neither while it says that it is blocked."""
+    broker = Broker(heartbeat=0.1)
+    await broker.publish("a", "b", "c", timeout=60)
+    for tag in (1, 2):
+        await asyncio.sleep(0.15)
+        broker.say(commands.Basic.Ack(tag))
+    assert broker.silences == []
+    broker.wire.receive(frame.marshal(commands.Connection.Blocked("low on disk"), 0))
+    await asyncio.sleep(0.5)
+    assert broker.silences == []
+    broker.wire.receive(frame.marshal(commands.Connection.Unblocked(), 0))
+    await eventually(lambda: broker.silences, within=2)
+    assert 0.2 <= broker.silences[0] < 1
+    broker.say(commands.Basic.Ack(3))
+    count = len(broker.silences)
+    await asyncio.sleep(0.3)
+    assert len(broker.silences) == count
 
 
 async def test_lost_connection_leaves_what_was_in_flight_unknown() -> None:

@@ -13,6 +13,8 @@ from choreo.errors import BrokerUnreachable
 from choreo.runtime import lookout
 from choreo.transport import QueueStats
 
+PERIOD = 0.05  # seconds
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -25,45 +27,44 @@ class Look:
 
 
 class FakeWindow:
+    """Has the mark that the present look finds, and after its question the one that it finds then."""
+
     queue = "queue"
-    mark: object = None
 
-
-class FakeSession:
-    """Answers as `looks` say, one after the other, and then says that the session is over."""
-
-    def __init__(self, window: FakeWindow, looks: Sequence[Look | BrokerUnreachable | None]) -> None:
-        self.over = asyncio.Event()
-        self._window = window
+    def __init__(self, looks: Sequence[Look | BrokerUnreachable | None]) -> None:
         self._looks = list(looks)
-        self._prepare()
+        self._asked = False
+        self.over = asyncio.Event()
+
+    @property
+    def mark(self) -> object:
+        look = self._looks[0] if self._looks else None
+        if not isinstance(look, Look):
+            return 0
+        return look.then if self._asked and look.then is not ... else look.mark
 
     async def stats(self, queue: str) -> QueueStats | None:
+        """Answer as `looks` say, one after the other, and then say that it is over."""
         if not self._looks:
             self.over.set()
             await asyncio.Event().wait()
-        look = self._looks.pop(0)
-        self._prepare()
+        self._asked = True
+        asyncio.get_running_loop().call_later(PERIOD / 2, self._next)
+        look = self._looks[0]
         if isinstance(look, BrokerUnreachable):
             raise look
-        if isinstance(look, Look) and look.then is not ...:
-            self._window.mark = look.then
         return None if look is None else QueueStats(queue, look.ready, look.consumers)
 
-    def _prepare(self) -> None:
-        def prepare() -> None:
-            self._window.mark = look.mark if isinstance(look, Look) else 0
-
-        look = self._looks[0] if self._looks else None
-        asyncio.get_running_loop().call_soon(prepare)
+    def _next(self) -> None:
+        self._asked = False
+        del self._looks[0]
 
 
 async def verdict(looks: Sequence[Look | BrokerUnreachable | None]) -> str | None:
     """Return what the lookout complains of, None when it is content with all of `looks`."""
-    window: Any = FakeWindow()
-    session: Any = FakeSession(window, looks)
-    watching = asyncio.create_task(lookout.watch(session, [window], period=0.001))
-    over = asyncio.create_task(session.over.wait())
+    fake: Any = FakeWindow(looks)  # and the session that tells of it
+    watching = asyncio.create_task(lookout.watch(fake, [fake], period=PERIOD))
+    over = asyncio.create_task(fake.over.wait())
     await asyncio.wait((watching, over), timeout=5, return_when=asyncio.FIRST_COMPLETED)
     over.cancel()
     if not watching.done():
@@ -105,3 +106,16 @@ async def test_consumer_is_deaf(looks: list[Look | BrokerUnreachable | None], wo
 )
 async def test_consumer_is_not_deaf(looks: list[Look | BrokerUnreachable | None]) -> None:
     assert await verdict(looks) is None
+
+
+async def test_broker_that_does_not_answer_is_given_up() -> None:
+    """Its heartbeats may go on, as those of a node do that is cut off from its cluster."""
+
+    class Silent(FakeWindow):
+        async def stats(self, queue: str) -> QueueStats | None:
+            await asyncio.Event().wait()
+            return None
+
+    fake: Any = Silent([Look(1)])
+    with pytest.raises(BrokerUnreachable, match="has not answered"):
+        await asyncio.wait_for(lookout.watch(fake, [fake], period=0.01), 5)
