@@ -45,14 +45,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(10 * seconds), append=False)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: pytest.ExitCode, config: pytest.Config
+) -> None:
     rows = config.stash.get(_ROWS, [])
     if not rows:
         return
     terminalreporter.write_sep("-", "faults")
     terminalreporter.write_line(table(rows))
     path, server = config.getoption("--faults-report"), find_server(ROOT)
-    # A page says what all faults cost: it is not written after a run of some.
-    if path is not None and server is not None and not terminalreporter.stats.get("deselected"):
+    # A page says what all faults cost: it is not written after a run of some, or one that was interrupted.
+    whole = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not terminalreporter.stats.get(
+        "deselected"
+    )
+    if path is not None and server is not None and whole:
         before = path.read_text() if path.exists() else ""
         path.write_text(page(rows, release=release(server), extent=config.getoption("--faults"), before=before))

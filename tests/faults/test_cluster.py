@@ -135,7 +135,7 @@ async def test_leader_that_fails_loses_nothing(
     assert (account.lost, account.dead) == (0, {})
     if max(gaps) > LONGEST_GAP and fault is cut and cluster.nodes[0].version >= "4.3":
         pytest.xfail(
-            "4.3 has no pause_minority: the node that is cut off keeps its clients, and their heartbeats go on"
+            "4.3 has no pause_minority: a node that is cut off keeps its consumers, whose queue looks empty to it"
         )
     assert max(gaps) <= LONGEST_GAP
     assert [worker.process.poll() for worker in workers] == [None, None]
