@@ -241,7 +241,7 @@ class Worker:
         message = error.message if isinstance(error, ChoreoError) else repr(error)
         pause = state.next_action.sleep if state.next_action else 0.0
         if self.state is not State.STARTING:
-            self._change(State.WAITING, f"{message} (attempt {state.attempt_number})")
+            self._change(State.WAITING, f"{message} (attempt {state.attempt_number})", logged=False)
         _logger.warning("not connected", error=message, attempt=state.attempt_number, next_try_in=round(pause, 1))
 
     async def _lost(self, session: Session, watch: asyncio.Task[NoReturn]) -> None:
@@ -346,11 +346,12 @@ class Worker:
             resources=resources,
         )
 
-    def _change(self, state: State, status: str) -> None:
+    def _change(self, state: State, status: str, *, logged: bool = True) -> None:
         if (state, status) == (self.state, self.status):
             return
         self.state, self.status = state, status
-        _logger.info("worker", state=str(state), status=status, agents=[agent.name for agent in self.agents])
+        if logged:
+            _logger.info("worker", state=str(state), status=status, agents=[agent.name for agent in self.agents])
         for callback in self._watchers:
             callback(self)
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import json
-from collections.abc import Callable
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import aio_pika
 import pytest
 
-from choreo import Event, connect
+from choreo import ChoreoError, Event, connect
 from choreo.rabbit.node import Node
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from tests.conftest import Running
@@ -85,3 +91,129 @@ async def test_worker_says_that_its_publishes_wait(
     states = [json.loads(line) for line in worker.stderr if '"event": "worker"' in line]
     assert [each["state"] for each in states] == ["consuming"] * 3, "it was ready all the time"
     assert states[0]["status"] == states[2]["status"] != states[1]["status"]
+
+
+class Access:
+    """A user of the shared node in a virtual host of its own, and ways to take away what it may do and to give it back.
+
+    Each of them ends the connections that are there, as an operator would.
+    """
+
+    def __init__(self, node: Node, name: str) -> None:
+        self.node = node
+        self.name = name
+        self.url = f"amqp://{name}:right@127.0.0.1:{node.port}/{name}?heartbeat=2"
+        self.node.ctl("add_user", name, "right")
+        self.add_vhost()
+
+    def add_vhost(self) -> None:
+        self.node.ctl("add_vhost", self.name)
+        self.allow()
+
+    def delete_vhost(self) -> None:
+        self.node.ctl("delete_vhost", self.name)
+
+    def allow(self) -> None:
+        self.node.ctl("set_permissions", "--vhost", self.name, self.name, ".*", ".*", ".*")
+
+    def forbid(self) -> None:
+        self.node.ctl("set_permissions", "--vhost", self.name, self.name, "^$", "^$", "^$")
+        self._close()
+
+    def lock_out(self) -> None:
+        self.node.ctl("change_password", self.name, "wrong")
+        self._close()
+
+    def let_in(self) -> None:
+        self.node.ctl("change_password", self.name, "right")
+
+    def replace_queue(self) -> None:
+        """Put a queue with other arguments in the place of the agent's."""
+        self.delete_queue(then=lambda channel, queue: channel.declare_queue(queue, durable=True))
+
+    def delete_queue(self, then: Callable[..., Any] | None = None) -> None:
+        async def connected() -> None:
+            async with await aio_pika.connect(self.url) as connection, connection.channel() as channel:
+                await channel.queue_delete(f"{self.name}.desk")
+                if then is not None:
+                    await then(channel, f"{self.name}.desk")
+
+        asyncio.run(connected())
+
+    def _close(self) -> None:
+        self.node.ctl("close_all_connections", "--vhost", self.name, "access has changed")
+
+
+@pytest.fixture
+def access(node: Node, namespace: str) -> Iterator[Access]:
+    access = Access(node, namespace)
+    yield access
+    with contextlib.suppress(ChoreoError):
+        access.delete_vhost()
+    node.ctl("delete_user", namespace)
+
+
+@pytest.mark.parametrize(
+    ("take_away", "give_back", "words"),
+    [
+        (Access.lock_out, Access.let_in, ["refused the user", "password"]),
+        (Access.delete_vhost, Access.add_vhost, ["refused the virtual host"]),
+        (Access.forbid, Access.allow, ["ACCESS_REFUSED"]),
+        (Access.replace_queue, Access.delete_queue, ["exists on the broker with"]),
+    ],
+    ids=["password", "virtual host", "permission", "arguments"],
+)
+def test_worker_that_is_refused_later_says_why_and_recovers(
+    start: Callable[..., Running],
+    access: Access,
+    take_away: Callable[[Access], None],
+    give_back: Callable[[Access], None],
+    words: list[str],
+) -> None:
+    """At the start a refusal is the end; later it may be mended: not ready, the reason in the status and one line for
+    each attempt, and consuming again soon after it is."""
+    worker = start(access.url, CHOREO_HEALTH_PORT="0")
+    port = int(json.loads(worker.wait_for('"event": "health endpoint"'))["port"])
+    assert ready(port)[0] == 200
+    take_away(access)
+    for word in words:
+        worker.wait_for(word)
+    worker.wait_for('"event": "not connected"', times=2)
+    until(lambda: ready(port)[0] == 503 and words[0] in ready(port)[1], within=5)
+    give_back(access)
+    worker.wait_for('"state": "consuming"', times=2)
+    assert ready(port)[0] == 200
+    attempts = [json.loads(line)["attempt"] for line in worker.stderr if '"event": "not connected"' in line]
+    assert attempts == list(range(1, len(attempts) + 1)), "one line per attempt"
+    said = [line for line in worker.stderr if words[0] in line and '"attempt"' not in line]
+    assert len(said) <= 1, "the session that was lost may have had the same reason"
+    assert all("Traceback" not in line for line in worker.stderr)
+
+
+@pytest.mark.parametrize("take_away", [Access.lock_out, Access.delete_vhost, Access.forbid])
+def test_worker_that_is_refused_at_the_start_ends_at_once(
+    choreo: Callable[..., subprocess.CompletedProcess[str]],
+    access: Access,
+    project: Path,
+    namespace: str,
+    take_away: Callable[[Access], None],
+) -> None:
+    """Within five seconds, with the code of a configuration error, one message and a way out."""
+    (project / "agents" / "desk.py").write_text(AGENT)
+    with contextlib.suppress(ChoreoError):  # there is no connection to be closed
+        take_away(access)
+    began = time.monotonic()
+    done = choreo("run", "desk", env={"CHOREO_URL": access.url, "CHOREO_NAMESPACE": namespace})
+    assert time.monotonic() - began < 5
+    assert done.returncode == 78, done.stderr
+    assert done.stderr.count("choreo: ") == 1
+    assert "Traceback" not in done.stderr
+
+
+def ready(port: int) -> tuple[int, str]:
+    """The answer of /ready."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    with contextlib.closing(connection):
+        connection.request("GET", "/ready")
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
