@@ -100,8 +100,14 @@ class Message:
 
 def measure(headers: Mapping[str, Any]) -> tuple[int, int]:
     """Return about how many bytes `headers` take on the wire, and how many levels deep they are."""
-    size, deepest = 0, 0
-    rest = [(name, value, 1) for name, value in headers.items()]
+    size, deepest, rest = 0, min(1, len(headers)), []
+    for name, value in headers.items():
+        size += len(name) + 6
+        if type(value) is str:  # most headers, and all of most messages
+            size += len(value)
+        else:
+            rest.append(("", value, 1))
+            size -= 6
     while rest:
         name, value, depth = rest.pop()
         size += len(name) + 6
