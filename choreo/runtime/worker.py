@@ -24,6 +24,7 @@ from choreo.topology import Names, Topology
 from choreo.transport import Connect, Delivery, Session
 
 _BACKOFF: Final = tenacity.wait_exponential_jitter(multiplier=0.2, exp_base=1.5, max=30, jitter=0.2)
+_LOOK: Final = 1.0  # seconds for the question whether the queues are still there
 _SHORT_LIFE: Final = 10.0  # seconds
 _SPARE_THREADS: Final = 1_000  # made only when they are needed
 _SLICE: Final = 0.01  # seconds of work until the event loop has to turn
@@ -65,6 +66,7 @@ class Worker:
         self._couriers: dict[str, Courier] = {}
         self._arrived: dict[str, asyncio.Queue[tuple[Session, Delivery] | None]] = {}
         self._look_every = look_every
+        self._looking: asyncio.Task[None] | None = None
         self._windows: list[Window] = []  # of the session at hand
         self._prefetch = {agent.name: self._affordable(agent) for agent in self.agents}
         self._turned = 0.0  # when the event loop last turned, as far as drainers had to know
@@ -186,7 +188,9 @@ class Worker:
         session.watch_blocked(self._blocked)
         try:
             if self.state is not State.STARTING:
-                await self._report_missing(session)
+                # Not for long: a queue whose leader does not answer holds up the question for seconds.
+                self._looking = asyncio.create_task(self._report_missing(session))
+                await asyncio.wait((self._looking,), timeout=_LOOK)
             await session.declare(self._topology)
             for window in self._windows:
                 await window.open()
@@ -197,9 +201,11 @@ class Worker:
 
     async def _report_missing(self, session: Session) -> None:
         """Say so when a queue that was there is gone: what it held is lost, and declaring it anew would hide that."""
-        for window in self._windows:
-            if await session.stats(window.queue) is None:
-                _logger.error("queue gone", queue=window.queue, lost="what it held", next="it is declared anew, empty")
+        with contextlib.suppress(ChoreoError):  # what ends the session is said elsewhere
+            for window in tuple(self._windows):
+                if await session.stats(window.queue) is None:
+                    what = "what it held"
+                    _logger.error("queue gone", queue=window.queue, lost=what, next="it is declared anew, empty")
 
     def _blocked(self, reason: str | None) -> None:
         """Tell everybody who watches that publishes wait, or that they do not any more."""

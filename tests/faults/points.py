@@ -55,12 +55,12 @@ def reached(point: str) -> None:
 
 def watch() -> None:
     """Wrap every session that this process opens from now on."""
-    connect = rabbit.connect
+    connect = rabbit.Connector.__call__
 
-    async def connect_watched(*arguments: Any, **options: Any) -> Watched:
-        return Watched(await connect(*arguments, **options))
+    async def connect_watched(connector: rabbit.Connector) -> Watched:
+        return Watched(await connect(connector))
 
-    rabbit.connect = connect_watched  # type: ignore[assignment]
+    rabbit.Connector.__call__ = connect_watched  # type: ignore[assignment,method-assign]
 
 
 class Watched:
