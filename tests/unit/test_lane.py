@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from itertools import pairwise
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import body as content_body
 from pamqp import commands, frame, header, heartbeat
+from yarl import URL
 
 from choreo.message import Message
 from choreo.rabbit.lane import frames
@@ -213,6 +215,38 @@ async def test_silent_connection_is_given_up_after_two_heartbeats() -> None:
     await eventually(lambda: ended, within=2)
     assert "two heartbeats" in str(ended[0])
     assert asyncio.get_running_loop().time() - began >= 0.4 + 0.2
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_silence_is_noticed_on_either_event_loop(loop: str) -> None:
+    """The transports of uvloop are none of asyncio's classes."""
+
+    async def connect() -> None:
+        gone = asyncio.Event()
+
+        async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+                writer.close()
+                await writer.wait_closed()
+            gone.set()
+
+        server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+        url = URL.build(scheme="amqp", host="127.0.0.1", port=server.sockets[0].getsockname()[1])
+        reader, writer = await Lane(0.05).create(url)
+        try:
+            found = await eventually(reader.exception, within=2, what="the end of a silent connection")
+            assert "two heartbeats" in str(found)
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+            await gone.wait()
+            server.close()
+            await server.wait_closed()
+
+    with asyncio.Runner(loop_factory=pytest.importorskip(loop).new_event_loop) as runner:
+        runner.run(connect())
 
 
 class Broker:

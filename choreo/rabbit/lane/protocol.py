@@ -152,7 +152,7 @@ class _Splitter(asyncio.StreamReaderProtocol):
         self._silence: ConnectionError | None = None
         self._next_look: asyncio.TimerHandle | None = None
         self._later = loop.call_later
-        self._line: asyncio.BaseTransport | None = None
+        self._line: Any = None  # the transport, which with uvloop is none of asyncio's classes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to listen."""
@@ -164,7 +164,7 @@ class _Splitter(asyncio.StreamReaderProtocol):
     def _look(self) -> None:
         # Counted in looks and not in seconds: a loop that was blocked meanwhile is not the broker's silence.
         self._silent += 1
-        if self._silent > _LOOKS and isinstance(self._line, asyncio.WriteTransport):
+        if self._silent > _LOOKS:
             self._silence = ConnectionError(f"silent for {2 * self._lane.heartbeat:g} s, two heartbeats")
             self._line.abort()
         else:
