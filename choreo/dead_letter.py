@@ -87,6 +87,11 @@ def write(
     return letter
 
 
+def shorten(letter: Message) -> bool:
+    """Take from `letter` what a person can do without, if there is something of that kind: the traceback."""
+    return letter.headers.pop(_PREFIX + "traceback", None) is not None
+
+
 def read(message: Message, *, agent: str) -> DeadLetter:
     """Return what is known of a message found in the dead-letter queue of `agent`.
 

@@ -12,15 +12,24 @@ from aiormq import exceptions as amqp
 from choreo.broker_url import BrokerUrl
 from choreo.errors import AccessRefused, BrokerUnreachable, ChoreoError, ConfigurationError, TopologyMismatch
 
+_LATER: Final = (320, 506, 541)  # closed by an operator, out of resources, internal error: it may pass
 _INEQUIVALENT: Final = re.compile(
     r"inequivalent arg '(?P<argument>[^']+)' for (?P<kind>queue|exchange) '(?P<name>[^']+)'.*?:"
     r" received (?P<received>.+?) but current is (?P<current>.+?)\"?$"
 )
 
 
-def connecting(error: BaseException, broker: BrokerUrl) -> ChoreoError:
-    """Return what `error`, raised while connecting to `broker`, means for the user. Never shows a password."""
+def connecting(error: BaseException, broker: BrokerUrl, ended: tuple[int, str] | None = None) -> ChoreoError:
+    """Return what `error`, raised while connecting to `broker`, means for the user. Never shows a password.
+
+    `ended`: code and reason of the broker's connection.close, which aiormq drops at times.
+    """
     text = str(error)
+    if ended is not None and ended[0] in _LATER:
+        return BrokerUnreachable(
+            f"the broker at {broker.host}:{broker.port} lets nobody in: {ended[1]}",
+            "try again later, or ask its operator",
+        )
     if isinstance(error, amqp.ProbableAuthenticationError | amqp.AuthenticationError):
         return AccessRefused(
             f"the broker at {broker.host}:{broker.port} refused the user {broker.user!r} or its password",
@@ -97,7 +106,8 @@ def declaring(error: BaseException) -> ChoreoError:
 def _reason(error: BaseException) -> str:
     if isinstance(error, amqp.AMQPConnectionError) and len(error.args) == 2:
         code, text = error.args
-        if isinstance(code, int) and code > 0 and not isinstance(error.__cause__, ssl.SSLError):
+        closed = isinstance(error, amqp.ConnectionClosed)  # whose code is AMQP's, and no errno
+        if isinstance(code, int) and code > 0 and not closed and not isinstance(error.__cause__, ssl.SSLError):
             return os.strerror(code)  # asyncio and uvloop word it each in their way
         if isinstance(text, str):
             return text

@@ -30,7 +30,7 @@ from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Context, Reaction
 from choreo.runtime.emission import require_stored, sealed
 from choreo.topology import Names, return_key, topic_of
-from choreo.transport import Confirmed, Delivery, Session
+from choreo.transport import Confirmed, Delivery, Refused, Session
 
 # When the broker takes neither the retry nor the dead letter of a delivery, it is held and tried again: seconds, the
 # last one for ever. The delivery stays unsettled meanwhile: nothing is lost, and the prefetch bounds their number.
@@ -305,6 +305,8 @@ class Courier:
             result = await case.session.publish(message, exchange=exchange, routing_key=routing_key, timeout=_PATIENCE)
             if isinstance(result, Confirmed):
                 return
+            if isinstance(result, Refused) and result.reason == "rejected" and dead_letter.shorten(message):
+                continue  # the broker's frames are small: without its traceback it may fit
             if case.session.lost.done():
                 break
             pause = _HOLD[min(attempt, len(_HOLD) - 1)]

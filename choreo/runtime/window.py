@@ -215,7 +215,8 @@ class Window:
                 pass
         self._stop()
         for subscription in self._subscriptions:
-            await subscription.cancel()
+            goodbye = asyncio.ensure_future(subscription.cancel())
+            await asyncio.wait((goodbye,), timeout=_GOODBYE)
             subscription.give_back()
 
     def abandon(self) -> None:

@@ -252,7 +252,8 @@ class Worker:
 
     async def _lost(self, session: Session, watch: asyncio.Task[NoReturn]) -> None:
         """Note that the session is gone or useless: what arrived on it and has not begun will arrive again."""
-        failed = [each.exception() for each in (watch, *(window.failed for window in self._windows)) if each.done()]
+        watchers = (watch, *(window.failed for window in self._windows))
+        failed = [each.exception() for each in watchers if each.done() and not each.cancelled()]
         error = session.lost.result() if session.lost.done() else next(filter(None, failed))
         self._change(State.WAITING, error.message if isinstance(error, ChoreoError) else repr(error))
         _logger.warning("session lost", error=str(error), server=session.server.version)

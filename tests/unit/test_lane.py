@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from itertools import pairwise
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import body as content_body
 from pamqp import commands, frame, header, heartbeat
+from yarl import URL
 
 from choreo.message import Message
 from choreo.rabbit.lane import frames
@@ -218,6 +220,38 @@ async def test_silent_connection_is_given_up_after_two_heartbeats() -> None:
     assert asyncio.get_running_loop().time() - began >= 0.4 + 0.2
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_silence_is_noticed_on_either_event_loop(loop: str) -> None:
+    """The transports of uvloop are none of asyncio's classes."""
+
+    async def connect() -> None:
+        gone = asyncio.Event()
+
+        async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+                writer.close()
+                await writer.wait_closed()
+            gone.set()
+
+        server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+        url = URL.build(scheme="amqp", host="127.0.0.1", port=server.sockets[0].getsockname()[1])
+        reader, writer = await Lane(0.05).create(url)
+        try:
+            found = await eventually(reader.exception, within=2, what="the end of a silent connection")
+            assert "two heartbeats" in str(found)
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+            await gone.wait()
+            server.close()
+            await server.wait_closed()
+
+    with asyncio.Runner(loop_factory=pytest.importorskip(loop).new_event_loop) as runner:
+        runner.run(connect())
+
+
 class Broker:
     """Publishes of one channel, and the broker's part of the conversation."""
 
@@ -356,6 +390,30 @@ async def test_broker_that_answers_no_publish_is_seen_however_patient_the_publis
     count = len(broker.silences)
     await asyncio.sleep(0.3)
     assert len(broker.silences) == count
+
+
+async def test_rejected_topic_is_told_from_others_of_the_same_exchange() -> None:
+    """Topic permissions: the broker names exchange and topic."""
+    broker = Broker()
+    answers = await broker.publish("good.one", "bad.one", "good.two")
+    text = "ACCESS_REFUSED - access to topic 'bad.one' in exchange 'events' in vhost '/' refused for user 'app'"
+    broker.say(commands.Channel.Close(403, text, 60, 40))
+    assert results(answers) == ["Unknown", "rejected", "Unknown"]
+
+
+async def test_what_nobody_waits_for_any_more_takes_no_memory_while_the_broker_blocks() -> None:
+    broker = Broker()
+    broker.wire.receive(frame.marshal(commands.Connection.Blocked("low on memory"), 0))
+    answers = await broker.publish(*"abcd", timeout=0.01)
+    await asyncio.wait(answers)
+    (cancelled,) = await broker.publish("e")
+    cancelled.cancel()
+    (last,) = await broker.publish("f")
+    assert [each.routing_key for each in broker.publishing._waiting] == ["f"]
+    broker.wire.receive(frame.marshal(commands.Connection.Unblocked(), 0))
+    await asyncio.sleep(0)
+    broker.say(commands.Basic.Ack(1))
+    assert await last == Confirmed()
 
 
 async def test_lost_connection_leaves_what_was_in_flight_unknown() -> None:

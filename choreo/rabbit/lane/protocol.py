@@ -73,6 +73,7 @@ class Lane(TransportFactory):
         self.heartbeat = heartbeat
         self.blocked: str | None = None
         self.full = False
+        self.ended: tuple[int, str] | None = None  # code and reason of the broker's connection.close
         self.on_blocked: Callable[[str | None], None] = lambda _: None
         self.owners: dict[int, Owner] = {}  # by channel
         self._transport: asyncio.WriteTransport | None = None
@@ -255,7 +256,8 @@ class _Splitter(asyncio.StreamReaderProtocol):
     def _connection_method(self, payload: bytes) -> None:
         (number,) = NUMBER.unpack_from(payload)
         if number == CONNECTION_CLOSE:
-            self._lane.close(*_reason(payload[4:]))
+            self._lane.ended = _reason(payload[4:])
+            self._lane.close(*self._lane.ended)
         elif number == CONNECTION_BLOCKED:
             self._lane.block(short(payload, 4)[0])
         elif number == CONNECTION_UNBLOCKED:

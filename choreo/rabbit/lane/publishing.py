@@ -32,6 +32,7 @@ _ACCESS_REFUSED: Final = 403
 _NOT_FOUND: Final = 404
 _PRECONDITION_FAILED: Final = 406
 _EXCHANGE: Final = re.compile(r"exchange '([^']*)' in vhost")
+_TOPIC: Final = re.compile(r"access to topic '([^']*)' in exchange '([^']*)'")
 _TOO_LARGE: Final = re.compile(r"message size (\d+) is larger than configured max size")
 
 
@@ -109,6 +110,7 @@ class Publishing:
             each.end(Refused("rejected", f"it cannot be written: {error}"))
             return each.answer
         each.timer = self._loop.call_later(timeout, self._out_of_time, each, timeout)
+        self._forget()
         self._waiting.append(each)
         self.writable()
         return each.answer
@@ -185,6 +187,11 @@ class Publishing:
             raise ValueError(f"its headers take {len(properties)} bytes, more than a frame of {self._frame_max} holds")
         return b"".join((method, *frames.content(self._number, properties, message.body, self._frame_max)))
 
+    def _forget(self) -> None:
+        """Drop what nobody waits for any more, and was never sent: a broker may be blocked for hours."""
+        while self._waiting and self._waiting[0].answer.done():
+            self._waiting.popleft()
+
     def _write(self) -> None:
         self._writing = False
         chunk, size = [], 0
@@ -239,6 +246,8 @@ class Publishing:
         what = f"not sent within {timeout:g} s" if each.frames else f"no confirmation within {timeout:g} s"
         why = f": the broker blocks publishers, {self._lane.blocked}" if self._lane.blocked else ""
         each.end(Unknown(f"{what}{why}"))
+        each.frames = b""  # what was not sent by now is not sent any more
+        self._forget()
 
 
 def _refused(code: int, reason: str, in_flight: list[_Publish]) -> list[_Publish]:
@@ -249,6 +258,8 @@ def _refused(code: int, reason: str, in_flight: list[_Publish]) -> list[_Publish
     """
     if code == _PRECONDITION_FAILED and (found := _TOO_LARGE.search(reason)):
         return [each for each in in_flight if each.size == int(found[1])]
+    if code == _ACCESS_REFUSED and (found := _TOPIC.search(reason)):
+        return [each for each in in_flight if (each.routing_key, each.exchange) == (found[1], found[2])][-1:]
     if code in (_NOT_FOUND, _ACCESS_REFUSED) and (found := _EXCHANGE.search(reason)):
         return [each for each in in_flight if each.exchange == found[1]][-1:]
     return []
