@@ -30,10 +30,10 @@ from pathlib import Path
 
 from choreo import Agent, Event
 
-class Placed(Event, topic="test-session.placed", external=True):
+class Placed(Event, topic="desk-session.placed", external=True):
     order: str
 
-class Done(Event, topic="test-session.done", terminal=True):
+class Done(Event, topic="desk-session.done", terminal=True):
     order: str
 
 agent = Agent("desk")
@@ -47,7 +47,7 @@ async def work(placed: Placed) -> Done:
 """
 
 
-class Placed(Event, topic="test-session.placed", external=True):
+class Placed(Event, topic="desk-session.placed", external=True):
     order: str
 
 
