@@ -1427,7 +1427,7 @@ async def test_consumer_that_receives_nothing_any_more_is_replaced(stage: Stage,
     if loss == "the consumer":
         await consumer.cancel()
     else:
-        consumer._on_delivery = lambda delivery: None
+        consumer._receiving._on_delivery = lambda delivery: None
     for order in "12345":
         await stage.place(order)
     await eventually(lambda: len(got) == 5, within=8, what="all orders")
