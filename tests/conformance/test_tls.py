@@ -12,12 +12,13 @@ import trustme
 from choreo.broker_url import BrokerUrl
 from choreo.errors import ConfigurationError
 from choreo.message import Message
+from choreo.rabbit import probe
 from choreo.rabbit import session as rabbit
 from choreo.rabbit.node import Node
 from choreo.topology import Binding, Exchange, Queue, Topology
 from choreo.transport import Confirmed, Delivery
 from tests.conftest import ROOT
-from tests.waiting import eventually
+from tests.waiting import eventually, until
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,7 @@ def secure(new_node: Callable[..., Node], tmp_path_factory: pytest.TempPathFacto
         f"ssl_options.keyfile = {inside}/server.pem",
     ]
     node = new_node(folder, config=config)
+    until(lambda: probe.accepts(port))  # it opens after the plain one
     yield BrokerUrl.parse(f"amqps://guest:guest@localhost:{port}/?cafile={folder}/ca.pem")
     node.kill()
 
