@@ -122,7 +122,8 @@ class Lane(TransportFactory):
 
     def close(self, code: int, reason: str) -> None:
         """Tell all owners that the connection is gone."""
-        owners, self.owners = tuple(self.owners.values()), {}
+        owners = tuple(self.owners.values())
+        self.owners.clear()  # in place: the protocol looks into the same table
         for owner in owners:
             owner.closed(code, reason)
 
