@@ -29,9 +29,11 @@ _TYPE: Final = 1 << 5
 _APP_ID: Final = 1 << 3
 
 _LENGTH: Final = struct.Struct(">I")
-_MAX_NAMES: Final = 4096
+_TEXT: Final = struct.Struct(">BI")  # S and the length
+_FLAGS: Final = struct.Struct(">H")
+_MAX_SHORTS: Final = 4096
 
-_names: dict[str, bytes] = {}  # header names repeat from message to message
+_shorts: dict[str, bytes] = {}  # names of headers, topics and the like, which repeat from message to message
 
 
 def properties(message: Message, message_id: str | None) -> bytes:
@@ -39,53 +41,59 @@ def properties(message: Message, message_id: str | None) -> bytes:
 
     Raises ValueError, TypeError, RecursionError and struct.error for what AMQP cannot say.
     """
-    flags = _HEADERS | _DELIVERY_MODE
-    values = [table(message.headers), _PERSISTENT]
-    if message.content_encoding is not None:
-        flags |= _CONTENT_ENCODING
-        values.insert(0, short(message.content_encoding))
+    flags, values = _HEADERS | _DELIVERY_MODE, []
     if message.content_type is not None:
         flags |= _CONTENT_TYPE
-        values.insert(0, short(message.content_type))
+        values.append(_repeated(message.content_type))
+    if message.content_encoding is not None:
+        flags |= _CONTENT_ENCODING
+        values.append(short(message.content_encoding))
+    values += table(message.headers), _PERSISTENT
     if message.priority is not None:
         flags |= _PRIORITY
         values.append(bytes((message.priority,)))
-    for flag, text in (
-        (_CORRELATION_ID, message.correlation_id),
-        (_REPLY_TO, message.reply_to),
-        (_MESSAGE_ID, message_id),
-    ):
-        if text is not None:
-            flags |= flag
-            values.append(short(text))
+    if message.correlation_id is not None:
+        flags |= _CORRELATION_ID
+        values.append(short(message.correlation_id))
+    if message.reply_to is not None:
+        flags |= _REPLY_TO
+        values.append(short(message.reply_to))
+    if message_id is not None:
+        flags |= _MESSAGE_ID
+        values.append(short(message_id))
     if message.timestamp is not None:
         flags |= _TIMESTAMP
         values.append(_timestamp(message.timestamp))
-    for flag, text in ((_TYPE, message.type), (_APP_ID, message.app_id)):
-        if text is not None:
-            flags |= flag
-            values.append(short(text))
-    return struct.pack(">H", flags) + b"".join(values)
+    if message.type is not None:
+        flags |= _TYPE
+        values.append(_repeated(message.type))
+    if message.app_id is not None:
+        flags |= _APP_ID
+        values.append(_repeated(message.app_id))
+    return _FLAGS.pack(flags) + b"".join(values)
 
 
 def table(fields: dict[str, Any]) -> bytes:
     """Return a field table: its length in bytes, then name and value of each field."""
-    parts = []
+    parts: list[bytes] = []
     for name, value in fields.items():
-        parts.append(_names.get(name) or _name(name))
         if type(value) is str:  # by far the commonest
             content = value.encode("utf-8", "surrogateescape")
-            parts += (b"S", _LENGTH.pack(len(content)), content)
+            parts += (_shorts.get(name) or _repeated(name), _TEXT.pack(0x53, len(content)), content)
         else:
-            parts.append(_value(value))
+            parts += (_shorts.get(name) or _repeated(name), _value(value))
     whole = b"".join(parts)
     return _LENGTH.pack(len(whole)) + whole
 
 
-def _name(name: str) -> bytes:
-    if len(_names) >= _MAX_NAMES:
-        _names.clear()
-    return _names.setdefault(name, short(name))
+def _repeated(text: str) -> bytes:
+    """Return a short string, from memory if it was there before."""
+    found = _shorts.get(text)
+    if found is None:
+        if len(_shorts) >= _MAX_SHORTS:
+            _shorts.clear()
+        found = _shorts[text] = short(text)
+    return found
 
 
 def _value(value: Any) -> bytes:  # noqa: C901 - one case per type of the protocol

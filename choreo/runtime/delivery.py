@@ -16,6 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
+from types import CoroutineType
 from typing import Any, Final
 
 import structlog
@@ -28,6 +29,7 @@ from choreo.event import Event, declaration
 from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
 from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Context, Reaction
+from choreo.runtime.deadline import DeadlineError, within
 from choreo.runtime.emission import require_stored, sealed
 from choreo.topology import Names, return_key, topic_of
 from choreo.transport import Confirmed, Delivery, Refused, Session
@@ -192,23 +194,12 @@ class Courier:
         self, reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...], *, in_thread: bool
     ) -> list[Event]:
         """Run a function of the user's within the reaction's deadline, and return the events it gave."""
-        deadline = asyncio.timeout(reaction.timeout)
+        work = self._in_thread(function, arguments) if in_thread else function(*arguments)
         try:
-            async with deadline:
-                if in_thread:
-                    run = contextvars.copy_context().run
-                    result = await asyncio.get_running_loop().run_in_executor(
-                        self.executor, run, _in_thread, function, arguments
-                    )
-                else:
-                    result = function(*arguments)
-                if inspect.isawaitable(result):
-                    result = await result
-                if isinstance(result, AsyncIterator):
-                    return [event async for event in result]
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise  # the function's own
+            result = await within(reaction.timeout, work if type(work) is CoroutineType else _unfolded(work))
+            if isinstance(result, AsyncIterator):
+                result = await within(reaction.timeout, _unfolded(result))
+        except DeadlineError as error:
             raise ReactionTimeout(
                 f"reaction {reaction.name!r} of agent {reaction.agent} ran longer than its {reaction.timeout:g} s",
                 "make it faster, or raise its timeout=",
@@ -216,6 +207,11 @@ class Courier:
         if result is None:
             return []
         return list(result) if isinstance(result, list | tuple) else [result]
+
+    async def _in_thread(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        run = contextvars.copy_context().run
+        loop = asyncio.get_running_loop()
+        return await _unfolded(await loop.run_in_executor(self.executor, run, _in_thread, function, arguments))
 
     async def _emit(
         self,
@@ -227,6 +223,8 @@ class Courier:
         last_word: bool = False,
     ) -> None:
         """Publish what follows and wait until all of it is confirmed; raise what stands in the way of that."""
+        if not events:
+            return
         messages = sealed(self.agent, reaction, opened, events, last_word=last_word, max_body=self.max_body)
         confirmations = [
             case.session.publish(
@@ -237,7 +235,10 @@ class Courier:
             )
             for message in messages
         ]
-        for event, result in zip(events, await asyncio.gather(*confirmations), strict=True):
+        # One of its own is awaited as it is: gathering costs a turn of the loop.
+        several = len(confirmations) > 1
+        results = await asyncio.gather(*confirmations) if several else [await confirmations[0]]
+        for event, result in zip(events, results, strict=True):
             require_stored(event, result)
         self.counters.emitted += len(events)
 
@@ -341,6 +342,13 @@ def _shown(error: BaseException) -> str:
         return repr(error)
     except Exception:  # noqa: BLE001 - an exception's own __repr__ is the user's code too
         return f"<{type(error).__name__}, whose repr fails>"
+
+
+async def _unfolded(result: Any) -> Any:
+    """Return what `result` comes to: something to be awaited, the events that come one after the other, or itself."""
+    if inspect.isawaitable(result):
+        result = await result
+    return [event async for event in result] if isinstance(result, AsyncIterator) else result
 
 
 def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:

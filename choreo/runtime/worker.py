@@ -17,6 +17,7 @@ import tenacity
 from choreo.agent import Agent
 from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.runtime import lifespan, lookout
+from choreo.runtime.arrivals import Arrivals
 from choreo.runtime.delivery import Counters, Courier
 from choreo.runtime.window import Turns, Window, affordable, longest_way
 from choreo.settings import Settings
@@ -64,7 +65,7 @@ class Worker:
         self._names = Names(settings.namespace)
         self._topology = Topology.of(self.agents, settings.namespace)
         self._couriers: dict[str, Courier] = {}
-        self._arrived: dict[str, asyncio.Queue[tuple[Session, Delivery] | None]] = {}
+        self._arrived: dict[str, Arrivals[tuple[Session, Delivery]]] = {}
         self._look_every = look_every
         self._looking: asyncio.Task[None] | None = None
         self._windows: list[Window] = []  # of the session at hand
@@ -113,7 +114,7 @@ class Worker:
                 for agent in self.agents:
                     resources = await lifespan.enter(stack, agent, self._stop, self._leave_by)
                     self._couriers[agent.name] = self._courier(agent, stack.enter_context(self._threads()), resources)
-                    self._arrived[agent.name] = asyncio.Queue()
+                    self._arrived[agent.name] = Arrivals()
                 stack.push_async_callback(self._end_drainers)
                 self._start_drainers()
                 self.drained = await self._consume_until_stopped()
@@ -236,7 +237,7 @@ class Worker:
             self._names.queue(agent.name),
             self._prefetch[agent.name],
             turns,
-            on_delivery=lambda delivery: arrived.put_nowait((session, delivery)),
+            on_delivery=lambda delivery: arrived.put((session, delivery)),
         )
 
     async def _sleep(self, seconds: float) -> None:
@@ -259,8 +260,7 @@ class Worker:
         _logger.warning("session lost", error=str(error), server=session.server.version)
         await self._abandon(session)
         for arrived in self._arrived.values():
-            while not arrived.empty():
-                arrived.get_nowait()
+            arrived.take_all()
 
     async def _abandon(self, session: Session) -> None:
         for window in self._windows:
@@ -319,11 +319,9 @@ class Worker:
         self._change(State.DRAINING, f"draining for at most {self._settings.drain:g} s")
         await asyncio.gather(*(window.cancel() for window in self._windows))
         for arrived in self._arrived.values():
-            while not arrived.empty():
-                if (waiting := arrived.get_nowait()) is not None:
-                    waiting[1].consumer.requeue(waiting[1])
-            for _ in self._drainers:
-                arrived.put_nowait(None)
+            for _, delivery in arrived.take_all():
+                delivery.consumer.requeue(delivery)
+            arrived.close()
         finished = asyncio.ensure_future(asyncio.wait(self._drainers))
         ends = (finished, self._abort, session.lost) if session is not None else (finished, self._abort)
         await self._first_of(*ends, timeout=self._settings.drain)
