@@ -56,11 +56,12 @@ class _SessionLostError(Exception):
 
 @dataclass(slots=True)
 class _Case:
-    """One delivery and what is known of it so far. `tries` includes the one under way."""
+    """One delivery and what is known of it so far. `tries` includes the one under way, `leave` is called after it."""
 
     session: Session
     delivery: Delivery
     topic: str
+    leave: Callable[[], None]
     tries: int = 1
     first_failure: datetime | None = None
     envelope: Envelope | None = None
@@ -84,11 +85,14 @@ class Courier:
     # Bound here, because structlog's lazy logger costs half a microsecond to ask for its level, a bound one 40 ns.
     log: structlog.typing.FilteringBoundLogger = field(default_factory=lambda: structlog.get_logger().bind())
 
-    async def deliver(self, session: Session, delivery: Delivery) -> None:
-        """Take `delivery` to settled. Only cancellation and a lost session leave it for a redelivery."""
+    async def deliver(self, session: Session, delivery: Delivery, leave: Callable[[], None] = lambda: None) -> None:
+        """Take `delivery` to settled. Only cancellation and a lost session leave it for a redelivery.
+
+        `leave` is called when none of the user's code will run any more, and only the broker's word is waited for.
+        """
         if session.lost.done():
             return  # arrived while the session went; it will arrive again
-        case = _Case(session, delivery, topic_of(self.names, delivery.exchange, delivery.routing_key) or "")
+        case = _Case(session, delivery, topic_of(self.names, delivery.exchange, delivery.routing_key) or "", leave)
         try:
             failure = await self._try(case)
             while failure is not None:
@@ -235,7 +239,8 @@ class Courier:
             )
             for message in messages
         ]
-        # One of its own is awaited as it is: gathering costs a turn of the loop.
+        case.leave()
+        # A single one is awaited as it is: gathering costs a turn of the loop.
         several = len(confirmations) > 1
         results = await asyncio.gather(*confirmations) if several else [await confirmations[0]]
         for event, result in zip(events, results, strict=True):
@@ -301,6 +306,7 @@ class Courier:
 
     async def _store(self, case: _Case, exchange: str, routing_key: str, message: Message) -> None:
         """Publish a retry or a dead letter until it is confirmed; the delivery stays unsettled as long as it is not."""
+        case.leave()
         for attempt in count():
             # Patient: under a memory alarm the first copy is stored when the alarm ends, and so would be every other.
             result = await case.session.publish(message, exchange=exchange, routing_key=routing_key, timeout=_PATIENCE)
