@@ -7,16 +7,14 @@ anywhere before the acknowledgement brings the delivery back; a crash just befor
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
-from types import CoroutineType
 from typing import Any, Final
 
 import structlog
@@ -24,12 +22,12 @@ import structlog
 from choreo import dead_letter
 from choreo.agent import Agent
 from choreo.envelope import Envelope, open_envelope
-from choreo.errors import EnvelopeError, NotEmitted, PublishFailed, ReactionTimeout
+from choreo.errors import EnvelopeError, NotEmitted, PublishFailed
 from choreo.event import Event, declaration
 from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
 from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Context, Reaction
-from choreo.runtime.deadline import DeadlineError, within
+from choreo.runtime.calling import call
 from choreo.runtime.emission import require_stored, sealed
 from choreo.topology import Names, return_key, topic_of
 from choreo.transport import Confirmed, Delivery, Refused, Session
@@ -111,8 +109,10 @@ class Courier:
         try:
             opened, reaction = self._open(case)
             arguments = (case.event, self._context(case, opened, reaction)) if reaction.takes_context else (case.event,)
-            events = await self._call(reaction, reaction.function, arguments, in_thread=reaction.in_thread)
-            await self._emit(case, opened, reaction, events)
+            executor = self.executor if reaction.in_thread else None
+            events = await call(reaction, reaction.function, arguments, executor)
+            if events:
+                await self._emit(case, opened, reaction, events)
         except BaseException as error:  # also what ends a process elsewhere: here it ends one try
             if self._is_ours(error):
                 raise
@@ -194,29 +194,6 @@ class Courier:
             headers=opened.headers,
         )
 
-    async def _call(
-        self, reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...], *, in_thread: bool
-    ) -> list[Event]:
-        """Run a function of the user's within the reaction's deadline, and return the events it gave."""
-        work = self._in_thread(function, arguments) if in_thread else function(*arguments)
-        try:
-            result = await within(reaction.timeout, work if type(work) is CoroutineType else _unfolded(work))
-            if isinstance(result, AsyncIterator):
-                result = await within(reaction.timeout, _unfolded(result))
-        except DeadlineError as error:
-            raise ReactionTimeout(
-                f"reaction {reaction.name!r} of agent {reaction.agent} ran longer than its {reaction.timeout:g} s",
-                "make it faster, or raise its timeout=",
-            ) from error
-        if result is None:
-            return []
-        return list(result) if isinstance(result, list | tuple) else [result]
-
-    async def _in_thread(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        run = contextvars.copy_context().run
-        loop = asyncio.get_running_loop()
-        return await _unfolded(await loop.run_in_executor(self.executor, run, _in_thread, function, arguments))
-
     async def _emit(
         self,
         case: _Case,
@@ -227,8 +204,6 @@ class Courier:
         last_word: bool = False,
     ) -> None:
         """Publish what follows and wait until all of it is confirmed; raise what stands in the way of that."""
-        if not events:
-            return
         messages = sealed(self.agent, reaction, opened, events, last_word=last_word, max_body=self.max_body)
         confirmations = [
             case.session.publish(
@@ -256,10 +231,10 @@ class Courier:
         last_word = reaction.otherwise
         assert last_word is not None
         try:
-            events = await self._call(
-                reaction, last_word, (case.event, error), in_thread=not inspect.iscoroutinefunction(last_word)
-            )
-            await self._emit(case, opened, reaction, events, last_word=True)
+            executor = None if inspect.iscoroutinefunction(last_word) else self.executor
+            events = await call(reaction, last_word, (case.event, error), executor)
+            if events:
+                await self._emit(case, opened, reaction, events, last_word=True)
         except (PublishFailed, NotEmitted) as error_of_emission:
             return error_of_emission
         except BaseException as second:
@@ -348,19 +323,3 @@ def _shown(error: BaseException) -> str:
         return repr(error)
     except Exception:  # noqa: BLE001 - an exception's own __repr__ is the user's code too
         return f"<{type(error).__name__}, whose repr fails>"
-
-
-async def _unfolded(result: Any) -> Any:
-    """Return what `result` comes to: something to be awaited, the events that come one after the other, or itself."""
-    if inspect.isawaitable(result):
-        result = await result
-    return [event async for event in result] if isinstance(result, AsyncIterator) else result
-
-
-def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    try:
-        result = function(*arguments)
-        return list(result) if isinstance(result, Iterator) else result  # a generator does its work in the thread too
-    except (StopIteration, GeneratorExit) as error:
-        # A future cannot carry these two: it would never be done, or end whoever awaits it.
-        raise RuntimeError(f"{function.__name__} raised {type(error).__name__}") from error
