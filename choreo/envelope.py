@@ -120,16 +120,26 @@ def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> 
             Reason.CONTENT_TYPE,
             f"the content encoding is {message.content_encoding!r:.60}, only plain UTF-8 is read",
         )
-    if headers or message.unread is not None:
-        _check_size(headers, message.unread)
+    if message.unread is not None:
+        raise EnvelopeError(
+            Reason.HEADERS, f"the headers, {len(message.unread)} bytes, cannot be read as AMQP has them"
+        )
+    if not headers:  # of a client that knows nothing of choreo
+        event_id = _text("message-id", message.message_id) or new_id()
+        source, sent = _text("app-id", message.app_id), _aware(message.timestamp)
+        correlation_id = _text("correlation-id", message.correlation_id) or event_id
+        return Envelope(
+            event_id, topic, source, sent, correlation_id, None, 0, None, 1, None, None, None, body, headers
+        )
+    _check_size(headers)
     get = headers.get
-    event_id = _first(headers, _ID) or _text("ce-id", message.message_id) or new_id()
+    event_id = _first(headers, _ID) or _text("message-id", message.message_id) or new_id()
     time = _time(CE + "time", get(CE + "time"))
     # In the order of the fields: by keyword this takes twice as long.
     return Envelope(
         event_id,
         topic,
-        _first(headers, _SOURCE) or _text("ce-source", message.app_id),
+        _first(headers, _SOURCE) or _text("app-id", message.app_id),
         _aware(message.timestamp) if time is None else time,
         _text(CORRELATION, get(CORRELATION)) or _text("correlation-id", message.correlation_id) or event_id,
         _text(CAUSATION, get(CAUSATION)),
@@ -314,9 +324,7 @@ def _check_content_type(content_type: str | None) -> None:
         )
 
 
-def _check_size(headers: Mapping[str, Any], unread: bytes | None) -> None:
-    if unread is not None:
-        raise EnvelopeError(Reason.HEADERS, f"the headers, {len(unread)} bytes, cannot be read as AMQP has them")
+def _check_size(headers: Mapping[str, Any]) -> None:
     if len(headers) > MAX_HEADERS:
         raise EnvelopeError(Reason.HEADERS, f"the message has {len(headers)} headers, at most {MAX_HEADERS} are read")
     size, depth = measure(headers)
