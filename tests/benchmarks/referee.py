@@ -97,7 +97,7 @@ class Referee:
 
     def run(self, contender: Contender, workload: Workload, events: int) -> Run:
         """Have `contender` do `workload`. Raises RunFailed, also when events are missing afterwards."""
-        copies = self._sample(contender)
+        copies = self.sample(contender)
         work, sink = contender.queues
         with Wire(self._node.url) as wire:
             wire.purge(work)
@@ -109,8 +109,8 @@ class Referee:
                 wire.fill(copies, spread.total)
         return self._timed(contender, workload, spread)
 
-    def _sample(self, contender: Contender) -> Copies:
-        """Return one order as `contender` itself publishes it; its queues are there then."""
+    def sample(self, contender: Contender) -> Copies:
+        """Return one order, ready to be copied, as `contender` itself publishes it; its queues are there then."""
         if contender.name not in self._samples:
             if contender.queues == PLAIN:
                 with Wire(self._node.url) as wire:
@@ -118,7 +118,7 @@ class Referee:
             with self._started(contender, "sample", Spread(1), 100) as process:
                 self._join(process, contender)
             with Wire(self._node.url) as wire:
-                _until(lambda: wire.ready(contender.queues[0]) == 1, f"{contender.name} has published one order")
+                until(lambda: wire.ready(contender.queues[0]) == 1, f"{contender.name} has published one order")
                 self._samples[contender.name] = wire.sample(contender.queues[0])
         return self._samples[contender.name]
 
@@ -151,7 +151,7 @@ class Referee:
             Wire(self._node.url) as wire,
             Wire(self._node.url) as eye,
         ):
-            _until(lambda: eye.consumers(work) > 0 or process.poll() is not None, f"{contender.name} consumes")
+            until(lambda: eye.consumers(work) > 0 or process.poll() is not None, f"{contender.name} consumes")
             wire.paced(copies, sink, _WARM, RATE)
             broker, client, begin = _cpu(self._node.pid), _cpu(process.pid), time.perf_counter()
             took = sorted(wire.paced(copies, "", events, RATE))
@@ -189,7 +189,7 @@ class Referee:
 
     def _check(self, contender: Contender, left: tuple[int, int]) -> None:
         with Wire(self._node.url) as wire:
-            _until(
+            until(
                 lambda: tuple(map(wire.ready, contender.queues)) == left,
                 f"{contender.name} has left {left} in {contender.queues}",
                 lambda: f"there are {tuple(map(wire.ready, contender.queues))}",
@@ -215,7 +215,7 @@ def _process(command: tuple[str, ...], environment: dict[str, str], log: IO[str]
         process.stdout.close()
 
 
-def _until(done: Callable[[], bool], what: str, instead: Callable[[], str] = lambda: "", timeout: float = 15.0) -> None:
+def until(done: Callable[[], bool], what: str, instead: Callable[[], str] = lambda: "", timeout: float = 15.0) -> None:
     """Wait until `done`. A count may lag: the broker takes it from time to time only."""
     end = time.monotonic() + timeout
     while not done():

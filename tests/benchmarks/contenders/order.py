@@ -91,7 +91,7 @@ class Meter:
 
 
 async def pipelined(task: Task, publish: Callable[[int], Awaitable[object]]) -> None:
-    """Publish the orders of `task` with WINDOW of them outstanding, as a program does that awaits each of its publishes."""
+    """Publish the orders of `task` with WINDOW of them outstanding, as a program does that awaits each publish."""
     import asyncio
 
     meter = Meter(task)
