@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -105,13 +106,13 @@ class Growth:
         queue = f"{namespace}.failing.dlq"
         with self._process([f"{_MODULE}:failing"], namespace, Spread(0)), Wire(self._node.url) as wire:
             wire.publish(f"{namespace}.events", "order.refused", b'{"order": "o-00000000"}')
-            until(lambda: wire.ready(queue) == 1, "one event is a dead letter")
+            until(partial(_filled, wire, queue, 1), "one event is a dead letter")
             letter = wire.sample(queue)
         with Wire(self._node.url) as wire:
             for count in counts:
                 wire.purge(queue)
                 wire.fill(letter, count)
-                until(lambda count=count: wire.ready(queue) == count, f"{count} dead letters wait")  # type: ignore[misc]
+                until(partial(_filled, wire, queue, count), f"{count} dead letters wait")
                 arguments = ("dlq", "list", "failing", "--output", "jsonl")
                 first, _ = self._run(min(count, _FIRST), namespace, *arguments)
                 shown = min(count, _LISTED)
@@ -126,16 +127,12 @@ class Growth:
         queue = f"{namespace}.part-0"
         with Wire(self._node.url) as wire:
             wire.fill(self._order.to(f"{namespace}.events"), events)
-            until(lambda: wire.ready(queue) == events, "the backlog is complete")
+            until(partial(_filled, wire, queue, events), "the backlog is complete")
             with self._worker(1, namespace, Spread(0)) as process:
                 for step in range(1, _STEPS + 1):
-                    done = events * step // _STEPS
-                    until(
-                        lambda done=done: events - wire.ready(queue) >= done,
-                        f"{done} events are done",
-                        timeout=_PATIENCE,
-                    )  # type: ignore[misc]
-                    yield {"done": done, "rss": _rss(process.pid)}
+                    left = events - events * step // _STEPS
+                    until(partial(_drained, wire, queue, left), f"{left} events are left", timeout=_PATIENCE)
+                    yield {"done": events - left, "rss": _rss(process.pid)}
 
     def _worker(self, agents: int, namespace: str, spread: Spread) -> Any:
         return self._process([f"{_MODULE}:agent_{number}" for number in range(agents)], namespace, spread)
@@ -194,6 +191,14 @@ class Growth:
             "CHOREO_NAMESPACE": namespace,
             "PYTHONPATH": str(Path.cwd()),
         }
+
+
+def _filled(wire: Wire, queue: str, count: int) -> bool:
+    return wire.ready(queue) == count
+
+
+def _drained(wire: Wire, queue: str, left: int) -> bool:
+    return wire.ready(queue) <= left
 
 
 def _rss(pid: int) -> float:

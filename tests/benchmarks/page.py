@@ -29,7 +29,8 @@ _METHOD: Final = """\
 
 One private RabbitMQ node and one contender at a time, on one machine over loopback. In each round every contender does
 the workload once, in rotating order; figures are medians of the rounds, with the lowest and the highest in brackets. An
-event is an order of 512 bytes of JSON. In the Python contenders the same pydantic model validates it. All queues are quorum queues with one member; choreo's have the dead-lettering and the limits that it gives them.
+event is an order of 512 bytes of JSON. In the Python contenders the same pydantic model validates it. All queues are
+quorum queues with one member; choreo's have the dead-lettering and the limits that it gives them.
 
 - **consume**: a backlog in the contender's queue, which it works off and acknowledges. Each contender's backlog is a
   message that its own publisher made, copied with other ids; so every one reads its own envelope.
