@@ -8,30 +8,38 @@ import tempfile
 from pathlib import Path
 
 from choreo.rabbit.node import Node
+from tests.benchmarks import growth, page
 from tests.benchmarks.peers import CONTENDERS, Contender
 from tests.benchmarks.referee import WORKLOADS, Referee, Run, RunFailed, Workload
-from tests.benchmarks.results import Results
+from tests.benchmarks.results import Comparison, keep
 
 ROUNDS = 3
+GROWTH = "growth"
 
 
 def main() -> int:
     """Run what was asked for; return how the program ends."""
     asked = _arguments()
-    results = Results()
-    failed = False
+    good = True
     with tempfile.TemporaryDirectory(prefix="choreo-bench-") as folder, Node.start(Path(folder) / "node") as node:
-        results.begin(node.version)
-        referee = Referee(node, Path(folder))
-        for workload in asked.workloads:
-            for round_ in range(asked.rounds):
-                failed |= not _round(referee, workload, _rotated(asked.contenders, round_), asked, results)
-            results.show(workload)
-    return 1 if failed else 0
+        if asked.growth:
+            group, data = "growth", growth.measure(node, Path(folder), asked.events or growth.EVENTS)
+        else:
+            comparison = Comparison()
+            referee = Referee(node, Path(folder))
+            for workload in asked.workloads:
+                for round_ in range(asked.rounds):
+                    good &= _round(referee, workload, _rotated(asked.contenders, round_), asked, comparison)
+                comparison.show(workload)
+            group, data = "comparison", comparison.data(asked.contenders, asked.rounds)
+    if asked.write:
+        page.write(keep(group, data, node.version))
+        print(f"\n{page.PAGE} is written", file=sys.stderr)
+    return 0 if good else 1
 
 
 def _round(
-    referee: Referee, workload: Workload, contenders: list[Contender], asked: argparse.Namespace, results: Results
+    referee: Referee, workload: Workload, contenders: list[Contender], asked: argparse.Namespace, results: Comparison
 ) -> bool:
     """Give every contender one run; return whether all of them did what they should."""
     good = True
@@ -65,12 +73,21 @@ def _say(workload: Workload, contender: Contender, run: Run) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
     groups = {name for each in WORKLOADS for name in (each.name, each.name.partition("-")[0])}
-    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"some of {', '.join(sorted(groups))}")
+    parser.add_argument(
+        "workloads", nargs="*", metavar="WORKLOAD", help=f"some of {', '.join(sorted(groups))}; or growth"
+    )
     known = {each.name: each for each in CONTENDERS}
     parser.add_argument("--contenders", help=f"some of {','.join(known)}; with commas between")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--events", type=int, help="how many the slowest contender gets in place of each workload's")
+    parser.add_argument("--write", action="store_true", help=f"write {page.PAGE}; a whole run does so by itself")
     asked = parser.parse_args()
+    asked.growth = asked.workloads == [GROWTH]
+    asked.write |= not (
+        asked.contenders or asked.events or asked.rounds != ROUNDS or (asked.workloads and not asked.growth)
+    )
+    if asked.growth:
+        return asked
     if unknown := set(asked.workloads) - groups:
         parser.error(f"there is no workload {', '.join(unknown)}; known: {', '.join(sorted(groups))}")
     wanted = asked.workloads or groups

@@ -80,8 +80,8 @@ CONTENDERS: Final = (
         command=(str(_C),),
         queues=PLAIN,
         pace=8,
-        settings="one thread, one channel; confirms and acknowledgements by `multiple`; it looks for the order's number "
-        "in the JSON and does not parse the rest",
+        settings="one thread, one channel; confirms and acknowledgements by `multiple`; it looks for the order's "
+        "number in the JSON and does not parse the rest",
         versions=_rabbitmq_c,
         needs=_C,
     ),
@@ -128,7 +128,7 @@ CONTENDERS: Final = (
         command=_module("with_taskiq"),
         queues=("taskiq.work", "taskiq.sink"),
         pace=1,
-        settings="the aio-pika broker, on uvloop, acknowledged when the task has run, as many tasks at once as prefetched",
+        settings="the aio-pika broker, on uvloop, acknowledged when the task has run, as many at once as prefetched",
         versions=_packages("taskiq taskiq-aio-pika uvloop"),
     ),
     Contender(
@@ -148,8 +148,8 @@ CONTENDERS: Final = (
         command=_module("with_celery"),
         queues=("celery.work", "celery.sink"),
         pace=1,
-        settings="one process with the solo pool, late acknowledgement, confirms on, prefetch per consumer as its quorum "
-        "queue detection has it; without gossip, mingle and heartbeat",
+        settings="one process with the solo pool, late acknowledgement, confirms on, prefetch per consumer as its "
+        "quorum queue detection has it; without gossip, mingle and heartbeat",
         versions=_packages("celery kombu amqp"),
         serial=True,
     ),

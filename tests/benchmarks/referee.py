@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from choreo.rabbit.node import Node
+from tests.benchmarks.contenders.order import WINDOW
 from tests.benchmarks.peers import NAMESPACE, PLAIN, Contender
 from tests.benchmarks.wire import Copies, Wire
 
@@ -39,6 +40,26 @@ class Workload:
     prefetch: int
     title: str
     paced: bool = False
+
+    @property
+    def outstanding(self) -> int:
+        """How many events are under way at once."""
+        return WINDOW if self.work == "publish" else self.prefetch
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How many events a run has, and between which two of them it is measured."""
+
+    total: int
+    begin: int = 0
+    end: int = 0
+
+    @classmethod
+    def over(cls, events: int, outstanding: int) -> Spread:
+        """Measure `events`, after a tenth to warm up, and before too few are left for the window to be full."""
+        begin = max(events // 10, outstanding)
+        return cls(begin + events + outstanding, begin, begin + events)
 
 
 WORKLOADS: Final = (
@@ -76,35 +97,33 @@ class Referee:
 
     def run(self, contender: Contender, workload: Workload, events: int) -> Run:
         """Have `contender` do `workload`. Raises RunFailed, also when events are missing afterwards."""
-        copies = self._sample(contender)
+        copies = self.sample(contender)
         work, sink = contender.queues
         with Wire(self._node.url) as wire:
             wire.purge(work)
             wire.purge(sink)
-            if workload.work in {"consume", "hop"} and not workload.paced:
-                wire.fill(copies, events)
-        if workload.paced:
-            return self._paced(contender, workload, events, copies)
-        run = self._timed(contender, workload, events)
-        left = {"consume": (0, 0), "hop": (0, events), "publish": (events, 0)}[workload.work]
-        self._check(contender, left)
-        return run
+            if workload.paced:
+                return self._paced(contender, workload, events, copies)
+            spread = Spread.over(events, 1 if contender.serial and workload.work == "publish" else workload.outstanding)
+            if workload.work != "publish":
+                wire.fill(copies, spread.total)
+        return self._timed(contender, workload, spread)
 
-    def _sample(self, contender: Contender) -> Copies:
-        """Return one order as `contender` itself publishes it; its queues are there then."""
+    def sample(self, contender: Contender) -> Copies:
+        """Return one order, ready to be copied, as `contender` itself publishes it; its queues are there then."""
         if contender.name not in self._samples:
             if contender.queues == PLAIN:
                 with Wire(self._node.url) as wire:
                     wire.purge(contender.queues[0])
-            with self._started(contender, "sample", 1, 100) as process:
+            with self._started(contender, "sample", Spread(1), 100) as process:
                 self._join(process, contender)
             with Wire(self._node.url) as wire:
-                _until(lambda: wire.ready(contender.queues[0]) == 1, f"{contender.name} has published one order")
+                until(lambda: wire.ready(contender.queues[0]) == 1, f"{contender.name} has published one order")
                 self._samples[contender.name] = wire.sample(contender.queues[0])
         return self._samples[contender.name]
 
-    def _timed(self, contender: Contender, workload: Workload, events: int) -> Run:
-        with self._started(contender, workload.work, events, workload.prefetch) as process:
+    def _timed(self, contender: Contender, workload: Workload, spread: Spread) -> Run:
+        with self._started(contender, workload.work, spread, workload.prefetch) as process:
             assert process.stdout is not None
             begun = broker = 0.0
             for line in process.stdout:
@@ -116,19 +135,23 @@ class Referee:
                     break
             else:
                 raise RunFailed(f"{contender.name} ended early: {self._said()}")
+            total = spread.total
+            left = {"consume": (0, 0), "hop": (0, total), "publish": (total, 0)}[workload.work]
+            self._check(contender, left)
             time.sleep(_AFTERWARDS)
             process.send_signal(signal.SIGTERM)
             self._join(process, contender, expected=None)
+        self._check(contender, left)
         return Run(said["events"], said["seconds"], said["cpu"], broker)
 
     def _paced(self, contender: Contender, workload: Workload, events: int, copies: Copies) -> Run:
         work, sink = contender.queues
         with (
-            self._started(contender, workload.work, 0, workload.prefetch) as process,
+            self._started(contender, workload.work, Spread(0), workload.prefetch) as process,
             Wire(self._node.url) as wire,
             Wire(self._node.url) as eye,
         ):
-            _until(lambda: eye.consumers(work) > 0 or process.poll() is not None, f"{contender.name} consumes")
+            until(lambda: eye.consumers(work) > 0 or process.poll() is not None, f"{contender.name} consumes")
             wire.paced(copies, sink, _WARM, RATE)
             broker, client, begin = _cpu(self._node.pid), _cpu(process.pid), time.perf_counter()
             took = sorted(wire.paced(copies, "", events, RATE))
@@ -139,10 +162,14 @@ class Referee:
         return Run(events, seconds, client, broker, tuple(took))
 
     @contextmanager
-    def _started(self, contender: Contender, work: str, events: int, prefetch: int) -> Iterator[subprocess.Popen[str]]:
+    def _started(
+        self, contender: Contender, work: str, spread: Spread, prefetch: int
+    ) -> Iterator[subprocess.Popen[str]]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CHOREO_")} | {
             "BENCH_WORK": work,
-            "BENCH_EVENTS": str(events),
+            "BENCH_EVENTS": str(spread.total),
+            "BENCH_BEGIN": str(spread.begin),
+            "BENCH_END": str(spread.end),
             "BENCH_PREFETCH": str(prefetch),
             "CHOREO_URL": self._node.url,
             "CHOREO_NAMESPACE": NAMESPACE,
@@ -162,7 +189,7 @@ class Referee:
 
     def _check(self, contender: Contender, left: tuple[int, int]) -> None:
         with Wire(self._node.url) as wire:
-            _until(
+            until(
                 lambda: tuple(map(wire.ready, contender.queues)) == left,
                 f"{contender.name} has left {left} in {contender.queues}",
                 lambda: f"there are {tuple(map(wire.ready, contender.queues))}",
@@ -188,7 +215,7 @@ def _process(command: tuple[str, ...], environment: dict[str, str], log: IO[str]
         process.stdout.close()
 
 
-def _until(done: Callable[[], bool], what: str, instead: Callable[[], str] = lambda: "", timeout: float = 15.0) -> None:
+def until(done: Callable[[], bool], what: str, instead: Callable[[], str] = lambda: "", timeout: float = 15.0) -> None:
     """Wait until `done`. A count may lag: the broker takes it from time to time only."""
     end = time.monotonic() + timeout
     while not done():

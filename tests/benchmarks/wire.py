@@ -38,6 +38,7 @@ class Copies:
 
     parts: tuple[bytes, ...]
     widths: tuple[int, ...]
+    message: tuple[str, bytes, bytes]
 
     @classmethod
     def of(cls, exchange: str, routing_key: str, head: bytes, content: bytes) -> Copies:
@@ -47,7 +48,11 @@ class Copies:
         found = list(VARYING.finditer(whole))
         edges = [0, *(edge for each in found for edge in each.span()), len(whole)]
         parts = tuple(whole[edges[i] : edges[i + 1]] for i in range(0, len(edges), 2))
-        return cls(parts, tuple(len(each.group()) for each in found))
+        return cls(parts, tuple(len(each.group()) for each in found), (routing_key, head, content))
+
+    def to(self, exchange: str) -> Copies:
+        """Return the same message for another exchange."""
+        return Copies.of(exchange, *self.message)
 
     def copy(self, number: int) -> bytes:
         """Return the frames of copy `number`."""
@@ -116,6 +121,12 @@ class Wire:
         assert got.name == "Basic.GetOk", f"{queue} is empty"
         head, content = self._content()
         return Copies.of(got.exchange, got.routing_key, head, content)
+
+    def publish(self, exchange: str, routing_key: str, content: bytes) -> None:
+        """Publish one message of JSON without headers."""
+        properties = commands.Basic.Properties(content_type="application/json", delivery_mode=2)
+        head = frame.marshal(header.ContentHeader(body_size=len(content), properties=properties), 1)[_HEAD.size : -1]
+        self.fill(Copies.of(exchange, routing_key, head, content), 1)
 
     def fill(self, copies: Copies, count: int) -> None:
         """Publish `count` copies, as fast as the broker confirms them."""

@@ -25,7 +25,7 @@ class OrderSeen(choreo.Event, topic="order.seen"):
 
 work = choreo.Agent("work")
 sink = choreo.Agent("sink")  # never run while anything is measured: its queue takes what a hop emits
-meter = Meter(task.events)
+meter = Meter(task)
 
 if task.work == "consume":
 

@@ -46,12 +46,15 @@ def body(number: int) -> bytes:
 class Task:
     """What a contender is asked to do, by variables, because some are started by a program of their own.
 
-    `work` is one of consume, hop, publish, and sample: declare everything, publish one order, and end. A hop without
-    a number of `events` goes on until it is terminated.
+    `work` is one of consume, hop, publish, and sample: declare everything, publish one order, and end. `events` are
+    published. What is measured begins when number `begin` is done, and ends with number `end`: at both moments as many
+    others are under way. Without an `end` the work goes on until it is terminated.
     """
 
     work: str
     events: int
+    begin: int
+    end: int
     prefetch: int
     url: str
     namespace: str
@@ -60,20 +63,19 @@ class Task:
     def given(cls) -> Self:
         """Read the task of this process."""
         given = os.environ
-        events, prefetch = int(given["BENCH_EVENTS"]), int(given["BENCH_PREFETCH"])
-        return cls(given["BENCH_WORK"], events, prefetch, given["CHOREO_URL"], given["CHOREO_NAMESPACE"])
+        events, begin, end, prefetch = (int(given[f"BENCH_{name}"]) for name in ("EVENTS", "BEGIN", "END", "PREFETCH"))
+        return cls(given["BENCH_WORK"], events, begin, end, prefetch, given["CHOREO_URL"], given["CHOREO_NAMESPACE"])
 
 
 class Meter:
-    """Counts events, and reports the wall and CPU seconds of all but the first tenth, which warms everything up.
+    """Counts events, and reports the wall and CPU seconds between two of them.
 
     The referee reads the two lines that it prints, and the broker's CPU time at each. A contender then waits to be
     terminated: one that left at once would take acknowledgements with it that the broker has not dealt with.
     """
 
-    def __init__(self, events: int) -> None:
-        self._begin = max(events // 10, 1)
-        self._end = events or -1
+    def __init__(self, task: Task) -> None:
+        self._begin, self._end = task.begin, task.end
         self._count = itertools.count(1)  # its `next` is atomic: some contenders call from several threads
         self._wall = self._cpu = 0.0
 
@@ -88,12 +90,12 @@ class Meter:
             print(json.dumps({"events": count - self._begin, "seconds": wall, "cpu": cpu}), flush=True)
 
 
-async def pipelined(events: int, publish: Callable[[int], Awaitable[object]]) -> None:
-    """Publish `events` orders with WINDOW of them outstanding, as a program does that awaits each of its publishes."""
+async def pipelined(task: Task, publish: Callable[[int], Awaitable[object]]) -> None:
+    """Publish the orders of `task` with WINDOW of them outstanding, as a program does that awaits each publish."""
     import asyncio
 
-    meter = Meter(events)
-    numbers = iter(range(events))
+    meter = Meter(task)
+    numbers = iter(range(task.events))
 
     async def one_after_another() -> None:
         for number in numbers:

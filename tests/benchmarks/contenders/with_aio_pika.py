@@ -31,13 +31,13 @@ async def main() -> None:
                 order = Order.model_validate(fields(number))
                 await exchange.publish(message(order.model_dump_json().encode()), "order.placed")
 
-            await pipelined(task.events, publish)
+            await pipelined(task, publish)
         else:
             await consume(channel, exchange)
 
 
 async def consume(channel: aio_pika.abc.AbstractChannel, exchange: aio_pika.abc.AbstractExchange) -> None:
-    meter = Meter(task.events)
+    meter = Meter(task)
 
     async def on_message(arrived: AbstractIncomingMessage) -> None:
         placed = Order.model_validate_json(arrived.body)

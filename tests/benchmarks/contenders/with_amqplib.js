@@ -5,6 +5,8 @@ const amqplib = require("amqplib/callback_api");
 
 const { BENCH_WORK: work, CHOREO_URL: url } = process.env;
 const events = Number(process.env.BENCH_EVENTS);
+const begin = Number(process.env.BENCH_BEGIN);
+const end = Number(process.env.BENCH_END);
 const prefetch = Number(process.env.BENCH_PREFETCH);
 const WINDOW = 500;
 const OPTIONS = { persistent: true, contentType: "application/json" };
@@ -13,16 +15,15 @@ let count = 0;
 let wall, cpu;
 
 function seen() {
-  const begin = Math.max(Math.floor(events / 10), 1);
   count += 1;
   if (count === begin) {
     process.stdout.write("begun\n");
     wall = process.hrtime.bigint();
     cpu = process.cpuUsage();
-  } else if (events && count === events) {
+  } else if (count === end) {
     const seconds = Number(process.hrtime.bigint() - wall) / 1e9;
     const { user, system } = process.cpuUsage(cpu);
-    process.stdout.write(JSON.stringify({ events: events - begin, seconds, cpu: (user + system) / 1e6 }) + "\n");
+    process.stdout.write(JSON.stringify({ events: end - begin, seconds, cpu: (user + system) / 1e6 }) + "\n");
   }
 }
 

@@ -22,7 +22,7 @@ app.conf.update(
     broker_transport_options={"confirm_publish": True},
     broker_connection_retry_on_startup=True,
 )
-meter = Meter(task.events)
+meter = Meter(task)
 
 
 @app.task(pydantic=True, name="order.placed")  # type: ignore[untyped-decorator]

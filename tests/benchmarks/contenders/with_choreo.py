@@ -15,7 +15,7 @@ async def publish() -> None:
     from tests.benchmarks.contenders.choreo_agents import OrderPlaced
 
     async with choreo.connect() as publisher:
-        await pipelined(task.events, lambda n: publisher.publish(OrderPlaced.model_validate(fields(n))))
+        await pipelined(task, lambda n: publisher.publish(OrderPlaced.model_validate(fields(n))))
 
 
 async def declare() -> None:

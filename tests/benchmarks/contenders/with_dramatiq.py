@@ -23,7 +23,7 @@ class QuorumBroker(RabbitmqBroker):  # type: ignore[misc]
 
 broker = QuorumBroker(url=task.url, confirm_delivery=True)
 dramatiq.set_broker(broker)
-meter = Meter(task.events)
+meter = Meter(task)
 
 
 @dramatiq.actor(queue_name="sink")  # type: ignore[untyped-decorator]

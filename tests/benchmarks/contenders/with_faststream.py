@@ -15,7 +15,7 @@ broker = RabbitBroker(
     task.url, default_channel=Channel(prefetch_count=task.prefetch), logger=None, log_level=logging.ERROR
 )
 exchange = RabbitExchange("plain.events", declare=False)
-meter = Meter(task.events)
+meter = Meter(task)
 
 
 async def publish(number: int) -> None:
@@ -37,7 +37,7 @@ async def main() -> None:
         if task.work == "sample":
             await publish(0)
         elif task.work == "publish":
-            await pipelined(task.events, publish)
+            await pipelined(task, publish)
         else:
             await broker.start()
             await asyncio.Event().wait()

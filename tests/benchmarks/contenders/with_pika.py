@@ -21,7 +21,7 @@ class Client:
         self.published = 0
         self.confirmed = 0
         self.waiting: deque[int] = deque()  # delivery tags, in the order of the publishes that they wait for
-        self.meter = Meter(task.events)
+        self.meter = Meter(task)
         self.connection = SelectConnection(pika.URLParameters(task.url), on_open_callback=self.opened)
 
     def run(self) -> None:

@@ -14,7 +14,7 @@ broker, other = (
     AioPikaBroker(task.url, qos=task.prefetch, exchange=Exchange(name="taskiq"), task_queues=[Queue(name=name)])
     for name in ("taskiq.work", "taskiq.sink")  # a receiver takes from all queues of its broker
 )
-meter = Meter(task.events)
+meter = Meter(task)
 
 
 @other.task  # type: ignore[untyped-decorator]
@@ -39,7 +39,7 @@ async def main() -> None:
     if task.work == "sample":
         await publish(0)
     elif task.work == "publish":
-        await pipelined(task.events, publish)
+        await pipelined(task, publish)
     else:
         await run_receiver_task(broker, max_async_tasks=task.prefetch, ack_time=AcknowledgeType.WHEN_EXECUTED)
     await other.shutdown()
