@@ -44,6 +44,8 @@ def _round(
     """Give every contender one run; return whether all of them did what they should."""
     good = True
     for contender in contenders:
+        if workload.work == "publish" and not contender.publishes:
+            continue
         pace = 1 if workload.paced else contender.pace
         events = (asked.events or workload.events) * pace
         if contender.serial and workload.work == "publish":

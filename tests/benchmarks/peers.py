@@ -23,7 +23,7 @@ class Contender:
     """A program that consumes, hops and publishes.
 
     `pace`: how many times as many events as the slowest it gets, so that every run takes a second or more. `serial`: it
-    has one publish outstanding, because its publish blocks.
+    has one publish outstanding, because its publish blocks. `publishes`: it takes part where events are published.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Contender:
     versions: Callable[[], str]
     serial: bool = False
     needs: Path | None = None
+    publishes: bool = True
 
     @property
     def missing(self) -> bool:
@@ -73,6 +74,16 @@ CONTENDERS: Final = (
         settings="`choreo run` and `choreo.connect()` with every default but the prefetch: envelope, validation, "
         "settlement, deadlines, logs; its own topology",
         versions=_packages("choreo aio-pika uvloop pydantic"),
+    ),
+    Contender(
+        name="choreo_plain",
+        title="choreo, plain JSON",
+        command=(*_module("with_choreo"), "plain"),
+        queues=(f"{NAMESPACE}.work", f"{NAMESPACE}.sink"),
+        pace=8,
+        settings="the same worker, given what the plain clients give each other: bodies without an envelope's headers",
+        versions=_packages("choreo"),
+        publishes=False,
     ),
     Contender(
         name="rabbitmq_c",

@@ -89,6 +89,7 @@ class Referee:
         self._node = node
         self._log = folder / "contender.log"
         self._samples: dict[str, Copies] = {}
+        self._declared = {*PLAIN}
         with Wire(node.url) as wire:
             wire.exchange("plain.events")
             for queue, key in zip(PLAIN, ("order.placed", "order.seen"), strict=True):
@@ -112,9 +113,10 @@ class Referee:
     def sample(self, contender: Contender) -> Copies:
         """Return one order, ready to be copied, as `contender` itself publishes it; its queues are there then."""
         if contender.name not in self._samples:
-            if contender.queues == PLAIN:
+            if contender.queues[0] in self._declared:  # by another one, which may have left something
                 with Wire(self._node.url) as wire:
                     wire.purge(contender.queues[0])
+            self._declared.add(contender.queues[0])
             with self._started(contender, "sample", Spread(1), 100) as process:
                 self._join(process, contender)
             with Wire(self._node.url) as wire:

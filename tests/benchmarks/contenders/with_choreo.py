@@ -6,9 +6,10 @@ import sys
 
 import choreo
 from choreo import cli
-from tests.benchmarks.contenders.order import Task, fields, pipelined
+from tests.benchmarks.contenders.order import Task, body, fields, pipelined
 
 task = Task.given()
+plain = sys.argv[1:] == ["plain"]
 
 
 async def publish() -> None:
@@ -19,17 +20,22 @@ async def publish() -> None:
 
 
 async def declare() -> None:
-    """Declare what both agents need, as a worker does when it starts, and publish one order."""
+    """Declare what both agents need, as a worker does when it starts, and publish one order: choreo's way, or plain."""
+    from choreo.message import Message
     from choreo.rabbit.session import connect
     from choreo.settings import load
-    from choreo.topology import Topology
+    from choreo.topology import Names, Topology
     from tests.benchmarks.contenders.choreo_agents import OrderPlaced, sink, work
 
     session = await connect(load().brokers(), name="bench")
     await session.declare(Topology.of([work, sink], task.namespace))
+    if plain:
+        events = Names(task.namespace).events
+        await session.publish(Message(body(0)), exchange=events, routing_key="order.placed", timeout=10)
     await session.close()
-    async with choreo.connect() as publisher:
-        await publisher.publish(OrderPlaced.model_validate(fields(0)))
+    if not plain:
+        async with choreo.connect() as publisher:
+            await publisher.publish(OrderPlaced.model_validate(fields(0)))
 
 
 if __name__ == "__main__":
