@@ -79,22 +79,8 @@ class Arrivals(Generic[T]):
             raise
         self._woken = False
 
-    async def _take(self) -> T | None:
-        while not self._closed and not (self._arrived and self._free):
-            await self._turn()
-        if self._closed:
-            return None
-        self._free -= 1
-        each = self._arrived.popleft()
-        if self._arrived:
-            self._wake()
-        return each
 
-    def _leave(self) -> None:
-        self._free += 1
-        self._wake()
-
-
+# ruff: noqa: SLF001 - pool and seat are two halves of one thing
 class Seat(Generic[T]):
     """One task's place in the pool. It is free while the task waits for the broker and none of the user's code runs."""
 
@@ -107,12 +93,20 @@ class Seat(Generic[T]):
     async def take(self) -> T | None:
         """Wait for the next one and a free place. None: it was closed."""
         self.leave()
-        each = await self._arrivals._take()  # noqa: SLF001 - the other half of one thing
-        self._busy = each is not None
+        pool = self._arrivals
+        while not pool._closed and not (pool._arrived and pool._free):
+            await pool._turn()
+        if pool._closed:
+            return None
+        pool._free -= 1
+        self._busy = True
+        each = pool._arrived.popleft()
+        pool._wake()
         return each
 
     def leave(self) -> None:
         """Give the place to somebody else, if it has not been given yet."""
         if self._busy:
             self._busy = False
-            self._arrivals._leave()  # noqa: SLF001
+            self._arrivals._free += 1
+            self._arrivals._wake()

@@ -19,7 +19,7 @@ import tenacity
 from choreo.agent import Agent
 from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.runtime import lifespan, lookout
-from choreo.runtime.arrivals import Arrivals, Seat
+from choreo.runtime.arrivals import Arrivals
 from choreo.runtime.delivery import Counters, Courier
 from choreo.runtime.window import Turns, Window, affordable, longest_way
 from choreo.settings import Settings
@@ -31,6 +31,7 @@ _LOOK: Final = 1.0  # seconds for the question whether the queues are still ther
 _SHORT_LIFE: Final = 10.0  # seconds
 _SPARE_THREADS: Final = 1_000  # made only when they are needed
 _SLICE: Final = 0.01  # seconds of work until the event loop has to turn
+_PARTS: Final = 4  # of the prefetch: what is acknowledged goes out while there is more to do, and the broker sends anew
 _DEFECT_PAUSE: Final = 15.0  # seconds
 _END_TIMEOUT: Final = 3.0  # seconds for what is cancelled to give its delivery back
 GRACE: Final = 4.0  # seconds after the drain time for everything that has to be closed
@@ -75,6 +76,8 @@ class Worker:
         self._windows: list[Window] = []  # of the session at hand
         self._prefetch = {agent.name: self._affordable(agent) for agent in self.agents}
         self._turned = 0.0  # when the event loop last turned, as far as drainers had to know
+        self._handled = 0  # deliveries since then
+        self._share = max(1, settings.prefetch // _PARTS)
         self._turning = False
         self._draining_since: float | None = None  # a time of the loop
         self._drainers: dict[str, list[asyncio.Task[None]]] = {agent.name: [] for agent in self.agents}
@@ -287,8 +290,17 @@ class Worker:
             try:
                 if (next_one := await seat.take()) is None:
                     return
-                await self._deliver(courier, seat, *next_one)
-                if time.monotonic() - self._turned > _SLICE:
+                session, delivery = next_one
+                try:
+                    await courier.deliver(session, delivery, seat.leave)
+                except Exception:
+                    # Nothing of the user's code ends here, so this is a defect of choreo's. It must not cost a place in
+                    # the prefetch window for ever, nor become a loop without a pause.
+                    _logger.exception("delivery failed inside choreo", agent=agent)
+                    await self._sleep(_DEFECT_PAUSE)
+                    delivery.consumer.requeue(delivery)
+                self._handled += 1
+                if self._handled >= self._share or time.monotonic() - self._turned > _SLICE:
                     await self._let_turn()
             except asyncio.CancelledError:
                 if courier.ending.is_set():
@@ -299,7 +311,8 @@ class Worker:
     async def _let_turn(self) -> None:
         """Let the event loop turn once: reactions that never wait would keep it from heartbeats and acknowledgements.
 
-        The slice is that of all drainers together. It begins anew when the loop has turned, which the callback sees.
+        Slice and share are those of all drainers together. They begin anew when the loop has turned, which the callback
+        sees.
         """
         if not self._turning:
             self._turning = True
@@ -307,17 +320,7 @@ class Worker:
         await asyncio.sleep(0)
 
     def _has_turned(self) -> None:
-        self._turning, self._turned = False, time.monotonic()
-
-    async def _deliver(self, courier: Courier, seat: Seat[Arrived], session: Session, delivery: Delivery) -> None:
-        try:
-            await courier.deliver(session, delivery, seat.leave)
-        except Exception:
-            # Nothing of the user's code ends here, so this is a defect of choreo's. It must not cost a place in the
-            # prefetch window for ever, nor become a loop without a pause.
-            _logger.exception("delivery failed inside choreo", agent=courier.agent.name)
-            await self._sleep(_DEFECT_PAUSE)
-            delivery.consumer.requeue(delivery)
+        self._turning, self._turned, self._handled = False, time.monotonic(), 0
 
     async def _drain(self, session: Session | None) -> bool:
         self._draining_since = asyncio.get_running_loop().time()
