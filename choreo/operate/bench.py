@@ -185,8 +185,13 @@ class Bench:
         await self._remove()
 
     async def _declare(self, session: Session) -> None:
+        declaring = asyncio.ensure_future(session.declare(self._topology))
         try:
-            await session.declare(self._topology)
+            await asyncio.shield(declaring)
+        except asyncio.CancelledError:
+            # A declaration that the broker is still at would outlive its deletion.
+            await asyncio.wait({declaring})
+            raise
         except AccessRefused as error:
             mine = '"^bench-"'
             way_out = f"the benchmark has a namespace of its own: rabbitmqctl set_permissions USER {mine} {mine} {mine}"
@@ -261,6 +266,7 @@ class Bench:
             yield running
             worker.stop()
         except BaseException:
+            await _first(ready, running)  # it declares when it starts, see `_declare`
             worker.abort()
             raise
         finally:

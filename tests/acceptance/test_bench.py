@@ -77,9 +77,9 @@ def test_a_signal_ends_it_and_nothing_is_left(
     number: signal.Signals, node: Node, vhost: str, start_choreo: Start
 ) -> None:
     running = start_choreo("bench", "--events", "10000000", "--seconds", "60", env={"CHOREO_URL": node.url + vhost})
-    until(lambda: any(name.endswith(".taker") for name in queues(node, vhost)), within=20)
+    until(lambda: any(name.endswith(".taker") for name in queues(node, vhost)), within=60)
     running.send(number)
-    assert running.wait() == 130, running.output
+    assert running.wait(60) == 130, running.output
     assert running.stdout == []
     assert queues(node, vhost) == set()
     assert exchanges(node, vhost) == set()
@@ -93,6 +93,17 @@ def test_a_user_who_may_not_is_told_what_it_needs(node: Node, vhost: str, choreo
     assert result.returncode == 78
     assert "^bench-" in result.stderr
     assert "left behind" not in result.stderr
+
+
+async def test_what_is_gone_already_is_removed_without_an_error(broker_url: str, namespace: str) -> None:
+    topology = Topology.of([Agent("short-lived")], namespace)
+    session = await connect([BrokerUrl.parse(broker_url)], name="remover")
+    await session.declare(topology)
+    await session.remove(topology)
+    assert await session.stats(topology.queues[-1].name) is None
+    await session.remove(topology)
+    assert not session.lost.done()
+    await session.close()
 
 
 def test_without_a_broker_it_says_so(choreo: Run) -> None:
