@@ -45,5 +45,5 @@ build: setup ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build --no-isolation
 
 clean: ## remove .venv and everything that these commands made
-	rm -rf .venv .venv-bench build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .bench build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
