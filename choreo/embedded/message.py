@@ -101,14 +101,20 @@ class Death(NamedTuple):
 
 
 class Message(NamedTuple):
-    """A message as it was published, or dead-lettered last. `keys`: the routing key, then those of CC and BCC.
+    """A message as it was published, or dead-lettered last.
 
-    `deaths`: the latest first. `first_death` is the one that the `x-first-death-*` headers tell of.
+    `keys`: the routing key, then those of CC and BCC; `hidden` are those of BCC. `ttl`: milliseconds until it expires,
+    by its own property. `failures`: failed deliveries where it died, which the next queue goes on counting.
+    `deaths`: the latest first. `first_death` and `last_death`: reason, queue and exchange.
     """
 
     exchange: str
     keys: tuple[str, ...]
     properties: Properties
     body: bytes
+    ttl: int | None = None
+    hidden: tuple[str, ...] = ()
+    failures: int = 0
     deaths: tuple[Death, ...] = ()
-    first_death: Death | None = None
+    first_death: tuple[str, str, str] | None = None
+    last_death: tuple[str, str, str] | None = None
