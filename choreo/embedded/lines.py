@@ -28,7 +28,7 @@ class Entry:
         self.expires: float | None = None
         self.kept = False
         self.returns = 0
-        self.failures = 0
+        self.failures = message.failures
         self.dying: str | None = None
 
     def __lt__(self, other: Entry) -> bool:
@@ -106,16 +106,12 @@ class RankedLine(Line):
 
 
 class QuorumLine(Line):
-    """A quorum queue's line: what came back, in the order of coming back; then by priority, 0 to 31, and arrival.
+    """A quorum queue's line: what came back, in the order of coming back; then by priority, 0 to 31, and arrival."""
 
-    With `forget`, as without a delivery limit, what comes back goes to the end of the line.
-    """
+    __slots__ = ("_other", "_returned")
 
-    __slots__ = ("_forget", "_other", "_returned")
-
-    def __init__(self, *, forget: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._forget = forget
         self._returned: deque[Entry] = deque()
         self._other: list[tuple[int, int, Entry]] = []  # of other priorities than most have
 
@@ -135,7 +131,7 @@ class QuorumLine(Line):
 
     def put_back(self, entry: Entry) -> None:
         """See Line."""
-        (self._rest if self._forget else self._returned).append(entry)
+        self._returned.append(entry)
 
     def heads(self) -> list[Entry]:
         """See Line."""

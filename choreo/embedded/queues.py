@@ -107,7 +107,7 @@ class Queue:
         if self._limited and not self._admits(message, publisher):
             return False
         self.number += 1
-        entry = self._new_entry(message)
+        entry = Entry(self.number, message)
         if self._timed or message.ttl is not None:
             entry.expires = self._expiry(message)
         if self.journal and self._keeps(message):
@@ -122,9 +122,6 @@ class Queue:
         if self._timed:
             self.drop_expired()
         return True
-
-    def _new_entry(self, message: Message) -> Entry:
-        return Entry(self.number, message)
 
     def restore(self, stored: Stored) -> None:
         """Take back what was stored before a restart."""
@@ -302,6 +299,7 @@ class Queue:
 
     def _put_back(self, entry: Entry, *, failed: bool) -> None:
         entry.returns += 1
+        entry.failures += failed
         self.line.put_back(entry)
         self.bytes += len(entry.message.body)
 

@@ -42,7 +42,7 @@ class QuorumQueue(Queue):
         super().__init__(broker, name, arguments, **properties)
 
     def _new_line(self) -> Line:
-        return QuorumLine(forget=self.terms.delivery_limit is None)
+        return QuorumLine()
 
     def _keeps(self, message: Message) -> bool:
         return True
@@ -77,11 +77,6 @@ class QuorumQueue(Queue):
         self._publishers.discard(publisher)
         self._blocked.discard(publisher)
 
-    def _new_entry(self, message: Message) -> Entry:
-        entry = Entry(self.number, message)
-        entry.failures = message.failures
-        return entry
-
     def shown(self, entry: Entry) -> Properties:
         """See Queue."""
         counts = {"x-acquired-count": entry.returns or entry.failures}
@@ -91,8 +86,8 @@ class QuorumQueue(Queue):
 
     def _put_back(self, entry: Entry, *, failed: bool) -> None:
         limit = self.terms.delivery_limit
-        entry.failures += failed
-        if limit is not None and failed and entry.failures > limit:
+        if limit is not None and failed and entry.failures >= limit:
+            entry.failures += 1
             self._drop(entry, "delivery_limit")
             return
         super()._put_back(entry, failed=failed)
