@@ -108,8 +108,19 @@ def check(queue: str, arguments: Mapping[str, Any], *, durable: bool, exclusive:
     for name in ("x-dead-letter-exchange", "x-dead-letter-routing-key"):
         if name in arguments and not isinstance(arguments[name], str):
             raise AmqpError(406, f"invalid type '{field_type(arguments[name])}' for arg '{name}' in {queue}")
-    kind = arguments["x-queue-type"]
     _check_value(queue, "x-queue-type", arguments)
+    kind: QueueType = arguments["x-queue-type"]
+    _check_values(queue, kind, arguments)
+    if kind == "classic":
+        return
+    for wrong, name in ((not durable, "non-durable"), (auto_delete, "auto-delete"), (exclusive, "exclusive-owner")):
+        if wrong:
+            raise AmqpError(406, f"invalid property '{name}' for {queue}")
+    if arguments.get("x-stream-max-segment-size-bytes", 0) > 3_000_000_000:
+        raise AmqpError(406, "Exceeded max value for x-stream-max-segment-size-bytes")
+
+
+def _check_values(queue: str, kind: QueueType, arguments: Mapping[str, Any]) -> None:
     for name in _CHECKS:
         if name in OF_TYPE[kind]:
             _check_value(queue, name, arguments)
@@ -118,13 +129,6 @@ def check(queue: str, arguments: Mapping[str, Any], *, durable: bool, exclusive:
             raise AmqpError(406, f"invalid arg '{name}' for {queue} of queue type rabbit_{kind}_queue")
         if name.startswith("x-delayed-retry-"):
             raise AmqpError(540, f"the embedded broker does not support '{name}' ({queue})")
-    if kind == "classic":
-        return
-    for wrong, name in ((not durable, "non-durable"), (auto_delete, "auto-delete"), (exclusive, "exclusive-owner")):
-        if wrong:
-            raise AmqpError(406, f"invalid property '{name}' for {queue}")
-    if arguments.get("x-stream-max-segment-size-bytes", 0) > 3_000_000_000:
-        raise AmqpError(406, "Exceeded max value for x-stream-max-segment-size-bytes")
 
 
 def check_consumer(queue: str, kind: QueueType, arguments: Mapping[str, Any]) -> None:

@@ -202,7 +202,7 @@ class Broker:
 
     def queues(self) -> list[QueueOk]:
         """Return all queues as queue.declare-ok would show them, in the order in which they were declared."""
-        return [QueueOk(name, queue.ready, len(queue.consumers)) for name, queue in self.by_name.items()]
+        return [queue.ok() for queue in self.by_name.values()]
 
     def unsettled(self, queue: str) -> int:
         """Return how many messages of `queue` are delivered and not settled. Raises AmqpError 404."""
@@ -215,7 +215,7 @@ class Broker:
         for exchange in self.exchanges.values():
             if exchange.durable and exchange.name not in _PREDECLARED:
                 yield declaring.declared(exchange)
-        queues = [queue for queue in self.by_name.values() if queue.durable and queue.owner is None]
+        queues = [queue for queue in self.by_name.values() if queue.lasting]
         for queue in queues:
             yield QueueDeclared(queue.name, queue.auto_delete, queue.arguments)
         for exchange in self.exchanges.values():
@@ -252,7 +252,7 @@ class Broker:
                     declaring.redo(self, change)
         self.journal = journal
         for queue in self.by_name.values():
-            queue.journal = journal
+            queue.journal = journal if queue.lasting else None
             for stored in messages.get(queue.name, {}).values():
                 queue.restore(stored)
         self.catch_up()

@@ -65,7 +65,6 @@ class Channel:
         self.sink = sink
         self.open = True
         self.prefetch = 0  # of each consumer from now on
-        self.limit = 0  # of all consumers together
         self.last_tag = 0
         self.unsettled: dict[int, Held] = {}
         self.consumers: dict[str, Consumer] = {}
@@ -156,7 +155,7 @@ class Channel:
         """queue.declare. Errors: 403, 404, 405, 406, 541."""
         broker = self.broker
         if passive:
-            queue = self._queue(name)
+            queue = self._mine(name)
             queue.touch()
         else:
             if name.startswith("amq."):
@@ -166,7 +165,7 @@ class Channel:
             properties = {"durable": durable, "auto_delete": auto_delete}
             queue = declaring.declare_queue(broker, name, arguments or {}, owner, **properties)
         self._last_queue = queue.name
-        return QueueOk(queue.name, queue.ready, len(queue.consumers))
+        return queue.ok()
 
     @_method(50, 20)
     def queue_bind(
@@ -243,14 +242,13 @@ class Channel:
 
     @_method(60, 10)
     def qos(self, prefetch_count: int, *, prefetch_size: int = 0, global_: bool = False) -> None:
-        """basic.qos: how many unsettled deliveries each consumer from now on may have; 0 is no limit. Errors: 540."""
+        """basic.qos: how many unsettled deliveries each consumer from now on may have; 0 is no limit. Errors: 540.
+
+        As in RabbitMQ 4.3, `global_` means nothing.
+        """
         if prefetch_size:
             raise AmqpError(540, f"prefetch_size!=0 ({prefetch_size})")
-        if global_:
-            self.limit = prefetch_count
-            self._unpark()
-        else:
-            self.prefetch = prefetch_count
+        self.prefetch = prefetch_count
 
     @_method(60, 20)
     def consume(
@@ -313,8 +311,6 @@ class Channel:
         for queue, entry, consumer in settled:
             if not queue.gone:
                 queue.settle(entry, consumer)
-        if self.limit:
-            self._unpark()
 
     @_method(60, 120)
     def nack(self, delivery_tag: int, *, multiple: bool = False, requeue: bool = True) -> None:
@@ -341,7 +337,10 @@ class Channel:
         return queue or self._last_queue
 
     def _queue(self, name: str) -> Queue:
-        queue = self.broker.queue(self._name(name))
+        return self._mine(self._name(name))
+
+    def _mine(self, name: str) -> Queue:
+        queue = self.broker.queue(name)
         if queue.owner is not None and queue.owner is not self.connection:
             raise declaring.locked(queue)
         return queue
@@ -386,8 +385,6 @@ class Channel:
             for queue, entry, consumer in held:
                 if not queue.gone:
                     queue.reject(entry, consumer, failed=failed)
-        if self.limit:
-            self._unpark()
 
     def _give_back(self, held: list[Held], *, failed: bool) -> None:
         of_queue: dict[Queue, list[Held]] = {}
@@ -396,11 +393,6 @@ class Channel:
         for queue, mine in of_queue.items():
             if not queue.gone:
                 queue.put_back(mine, failed=failed)
-
-    def _unpark(self) -> None:
-        for consumer in list(self.consumers.values()):
-            consumer.queue.unpark(consumer)
-            consumer.queue.dispatch()
 
 
 def _not_default(*exchanges: str) -> None:

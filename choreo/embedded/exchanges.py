@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.message import Message
 
+_MOST_HASHES = 2
 _MATCHES = ("all", "any", "all-with-x", "any-with-x")
 
 
@@ -34,7 +35,7 @@ class Exchange:
     def __init__(
         self,
         name: str,
-        type: str,
+        type: str,  # noqa: A002
         *,
         durable: bool,
         auto_delete: bool,
@@ -90,10 +91,14 @@ class TopicExchange(Exchange):
 
     def add(self, binding: Binding) -> bool:
         """See Exchange."""
+        words = _words(binding.key)
+        if words.count(".#") > _MOST_HASHES:
+            said = f"uses {words.count('.#')} '#' wildcards, at most {_MOST_HASHES} are allowed"
+            raise AmqpError(406, f"Topic binding key '{binding.key}' {said}")
         if not super().add(binding):
             return False
         node = self._tree
-        for word in _words(binding.key):
+        for word in words:
             node = node.setdefault(word, {})
         node.setdefault("", {})[binding.identity] = binding
         return True

@@ -30,7 +30,7 @@ class Properties(Protocol):
 
     @property
     def delivery_mode(self) -> int | None:
-        """2 for persistent. Read at every publish to a durable classic queue, if a journal listens."""
+        """2 for persistent. Read at every publish to a durable classic queue."""
         ...
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from choreo.embedded.arguments import Terms
@@ -12,7 +13,7 @@ from choreo.embedded.dead_letters import buried, is_cycle, shown
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.lines import Entry, Line, RankedLine
 from choreo.embedded.message import Message, Properties
-from choreo.embedded.sent import Deliver
+from choreo.embedded.sent import Deliver, QueueOk
 
 if TYPE_CHECKING:
     from choreo.embedded.broker import Broker
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Consumer:
-    """A subscription. `credit` is how many unsettled deliveries it may have, 0 for any number."""
+    """A subscription. `credit` is how many unsettled deliveries it may have."""
 
     def __init__(
         self, channel: Channel, queue: Queue, tag: str, *, no_ack: bool, exclusive: bool, arguments: Mapping[str, Any]
@@ -31,7 +32,7 @@ class Consumer:
         self.no_ack = no_ack
         self.exclusive = exclusive
         self.arguments = arguments
-        self.credit = channel.prefetch
+        self.credit = inf if no_ack or not channel.prefetch else channel.prefetch
         self.priority: int = arguments.get("x-priority", 0)
         self.held = 0
         self.parked = True  # not among those who wait for messages
@@ -39,11 +40,8 @@ class Consumer:
         self.next = 0  # the offset in a stream
 
     def may_take(self) -> bool:
-        """Whether one more delivery is within its limit, and that of its channel."""
-        if self.no_ack:
-            return True
-        limit = self.channel.limit
-        return (not self.credit or self.held < self.credit) and (not limit or len(self.channel.unsettled) < limit)
+        """Whether one more delivery is within its limit."""
+        return self.held < self.credit
 
 
 class Held(NamedTuple):
@@ -81,7 +79,8 @@ class Queue:
         self.number = 0
         self.alarm: float | None = None  # when the broker will call `wake`
         self.gone = False
-        self.journal = broker.journal if durable and owner is None else None
+        self.lasting = durable and owner is None  # and with it its persistent messages
+        self.journal = broker.journal if self.lasting else None
         self._rings: dict[int, deque[Consumer]] = {}  # who may take one, by priority, the highest first
         self._active: Consumer | None = None
         self._limited = self.terms.max_length is not None or self.terms.max_bytes is not None
@@ -100,6 +99,10 @@ class Queue:
         """How many messages wait for a consumer."""
         return len(self.line)
 
+    def ok(self) -> QueueOk:
+        """Return what queue.declare-ok says."""
+        return QueueOk(self.name, self.ready, len(self.consumers))
+
     # -- in -------------------------------------------------------------------------------------------------------
 
     def put(self, message: Message, publisher: object) -> bool:
@@ -110,9 +113,10 @@ class Queue:
         entry = Entry(self.number, message)
         if self._timed or message.ttl is not None:
             entry.expires = self._expiry(message)
-        if self.journal and self._keeps(message):
+        if self.lasting and self._keeps(message):
             entry.kept = True
-            self.journal(Stored(self.name, entry.number, message, entry.expires, entry.failures, None))
+            if self.journal:
+                self.journal(self.storing(entry))
         self.line.put(entry)
         self.bytes += len(message.body)
         if self._rings:
@@ -326,6 +330,7 @@ class Queue:
         self._step_back(consumer)
         self.touch()
         self._elect()
+        self.dispatch()
         if self.auto_delete and not self.consumers:
             self.broker.drop_queue(self)
 

@@ -11,7 +11,7 @@ from choreo.embedded.dead_letters import shown
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.lines import Entry, Line, QuorumLine
 from choreo.embedded.message import Message, Properties
-from choreo.embedded.queues import Consumer, Queue
+from choreo.embedded.queues import Queue
 
 if TYPE_CHECKING:
     from choreo.embedded.broker import Broker
@@ -95,12 +95,6 @@ class QuorumQueue(Queue):
             self.journal(Counted(self.name, entry.number, entry.failures, None))
 
     # -- single active consumer -----------------------------------------------------------------------------------
-
-    def subscribe(self, consumer: Consumer) -> None:
-        """See Queue. Raises AmqpError 540 on a channel with a limit of its own."""
-        if consumer.channel.limit:
-            raise AmqpError(540, f"{self} does not support global qos")
-        super().subscribe(consumer)
 
     def _elect(self) -> None:
         """A consumer of higher priority takes over as soon as the active one holds nothing, and it gets no more."""

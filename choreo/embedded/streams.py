@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from choreo.embedded.arguments import age
 from choreo.embedded.changes import Settled, Stored
 from choreo.embedded.dead_letters import shown
+from choreo.embedded.exchanges import field_type
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.lines import Entry
 from choreo.embedded.message import Message
 from choreo.embedded.queues import Consumer, Held, Queue
-from choreo.embedded.sent import Deliver
+from choreo.embedded.sent import Deliver, QueueOk
 from choreo.message import FarTime
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class StreamQueue(Queue):
     def ready(self) -> int:
         """See Queue."""
         return len(self._log)
+
+    def ok(self) -> QueueOk:
+        """See Queue; a stream does not tell of its consumers."""
+        return QueueOk(self.name, self.ready, 0)
 
     @property
     def _first(self) -> int:
@@ -88,12 +93,10 @@ class StreamQueue(Queue):
 
     def subscribe(self, consumer: Consumer) -> None:
         """See Queue. Raises AmqpError 406 or 540 for a consumer that a stream cannot have."""
-        if not consumer.credit:
+        if not consumer.channel.prefetch:
             raise AmqpError(406, f"consumer prefetch count is not set for stream {self}")
         if consumer.no_ack:
             raise AmqpError(540, f"automatic acknowledgement not supported by stream {self}")
-        if consumer.channel.limit:
-            raise AmqpError(540, f"{self} does not support global qos")
         consumer.next = self._offset(consumer.arguments.get("x-stream-offset", "next"))
         super().subscribe(consumer)
 
@@ -113,7 +116,8 @@ class StreamQueue(Queue):
                 return self._since(self.broker.now - ago)
             case int():
                 return max(self._first, asked)
-        raise AmqpError(406, f"invalid arg 'x-stream-offset' for {self}: {{invalid_stream_offset_arg,{asked}}}")
+        said = f'{{{field_type(asked)},<<"{asked}">>}}'
+        raise AmqpError(406, f"invalid arg 'x-stream-offset' for {self}: {{invalid_stream_offset_arg,{said}}}")
 
     def _since(self, time: float) -> int:
         later = (self._first + at for at, each in enumerate(self._times) if each >= time)

@@ -29,7 +29,7 @@ from choreo.embedded import (
 
 
 @dataclass
-class Closed(Exception):  # noqa: N818 - what happened
+class Closed(Exception):
     """The broker has closed the channel or the connection."""
 
     code: int
@@ -204,7 +204,7 @@ class NodeClient:
         done = await self._closing(lambda: getattr(self.channel, names.get(method, method))(*args, **kwargs))
         if method in ("ack", "nack", "reject"):
             # They are not answered, and what goes wrong is said later.
-            await self._closing(lambda: self.channel.basic_qos(prefetch_count=0) if False else self._echo())
+            await self._closing(self._echo)
         match done:
             case commands.Queue.DeclareOk():
                 return done.queue, done.message_count, done.consumer_count
@@ -213,20 +213,21 @@ class NodeClient:
         return done
 
     async def _echo(self) -> None:
-        await self.channel.exchange_declare("amq.topic", passive=True)
+        for _ in range(5):
+            await asyncio.sleep(0.02)
+            if self.channel.is_closed and (error := self.channel.closing.exception()) is not None:
+                raise error
 
     async def _closing(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
             return await asyncio.wait_for(call(), 10)
         except (aiormq.exceptions.AMQPError, RuntimeError) as error:
-            while error is not None:
-                text = str(error)
+            closing = self.channel.closing
+            why = closing.exception() if closing.done() and not closing.cancelled() else None
+            for text in map(str, (error, why)):
                 code = next((code for code, name in NAMES.items() if text.startswith(name)), None)
                 if code:
                     raise Closed(code, text) from error
-                reason = self.channel.closing
-                cause = reason.exception() if reason.done() and not reason.cancelled() else None
-                error = cause if cause is not error else None
             raise
 
     async def publish(
@@ -279,9 +280,13 @@ def _delivered(message: DeliveredMessage) -> Arrived:
     content = message.header.properties
     properties = {name: getattr(content, name) for name in ("expiration", "priority", "message_id", "delivery_mode")}
     frame = message.delivery
+    assert isinstance(frame, commands.Basic.Deliver | commands.Basic.GetOk)
+    assert frame.delivery_tag is not None
     left = getattr(frame, "message_count", None)
-    where = (frame.delivery_tag, frame.redelivered, frame.exchange, frame.routing_key)
-    return Arrived(message.body.decode(), *where, dict(content.headers or {}), properties, left)
+    headers, key = dict(content.headers or {}), frame.routing_key or ""
+    redelivered = bool(frame.redelivered)
+    body = message.body.decode()
+    return Arrived(body, frame.delivery_tag, redelivered, frame.exchange, key, headers, properties, left)
 
 
 class NodeDriver:

@@ -30,7 +30,7 @@ def told(message: Arrived) -> dict[str, Any]:
 
 @pytest.mark.parametrize("how", ["classic", "quorum", "at-least-once"])
 async def test_a_rejected_message_tells_of_its_death(broker: Driver, client: Client, name: Name, how: str) -> None:
-    more: dict[str, object] = LEAST if how == "at-least-once" else {"x_queue_type": how}
+    more: dict[str, str] = LEAST if how == "at-least-once" else {"x_queue_type": how}
     x, dlx, q, dlq = name("x"), name("dlx"), name("q"), name("dlq")
     await client.call("exchange_declare", x, "topic")
     await client.call("exchange_declare", dlx, "fanout")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.conformance.broker.driver import Client, Driver
-from tests.conformance.broker.steps import drain, fill, queue
+from tests.conformance.broker.steps import drain, fill, queue, take
 
 Name = Callable[[str], str]
 BOTH = pytest.mark.parametrize("kind", ["classic", "quorum"])
@@ -16,7 +16,7 @@ BOTH = pytest.mark.parametrize("kind", ["classic", "quorum"])
 async def test_a_classic_queue_puts_a_message_back_to_its_place(client: Client, name: Name) -> None:
     q = await queue(client, name("q"))
     await fill(client, q, *"abcd")
-    got = [await client.get(q) for _ in range(3)]
+    got = [await take(client, q) for _ in range(3)]
     await client.call("nack", got[1].tag)
     await client.call("nack", got[0].tag)
     assert await drain(client, q) == ["a", "b", "d"]
@@ -28,7 +28,7 @@ async def test_a_quorum_queue_puts_messages_back_before_all_others_in_the_order_
 ) -> None:
     q = await queue(client, name("q"), x_queue_type="quorum")
     await fill(client, q, *"abcd")
-    got = [await client.get(q) for _ in range(3)]
+    got = [await take(client, q) for _ in range(3)]
     await client.call("nack", got[1].tag)
     await client.call("nack", got[0].tag)
     assert await drain(client, q) == ["b", "a", "d"]
@@ -40,7 +40,7 @@ async def test_without_a_delivery_limit_messages_come_back_before_all_others_as_
 ) -> None:
     q = await queue(client, name("q"), x_queue_type="quorum", x_delivery_limit=-1)
     await fill(client, q, *"abcd")
-    got = [await client.get(q) for _ in range(3)]
+    got = [await take(client, q) for _ in range(3)]
     await client.call("nack", got[1].tag)
     await broker.rest()
     await client.call("nack", got[0].tag)
@@ -54,7 +54,7 @@ async def test_several_come_back_in_the_order_in_which_they_were_delivered(
 ) -> None:
     q = await queue(client, name("q"), x_queue_type=kind)
     await fill(client, q, *"abcd")
-    got = [await client.get(q) for _ in range(3)]
+    got = [await take(client, q) for _ in range(3)]
     await client.call("nack", got[2].tag, multiple=True)
     await broker.rest()
     assert await drain(client, q) == ["a", "b", "c", "d"]
@@ -77,8 +77,7 @@ async def test_a_closed_channel_gives_everything_back_in_order(
 
 
 async def seen(client: Client, q: str) -> tuple[bool, object, object]:
-    got = await client.get(q)
-    assert got is not None
+    got = await take(client, q)
     await client.call("nack", got.tag)
     return got.redelivered, got.headers.get("x-acquired-count"), got.headers.get("x-delivery-count")
 
@@ -91,8 +90,7 @@ async def test_a_nack_counts_as_acquired_and_a_reject_as_failed_too(broker: Driv
     await broker.rest()
     assert await seen(client, q) == (True, 1, None)
     await broker.rest()
-    got = await client.get(q)
-    assert got is not None
+    got = await take(client, q)
     await client.call("reject", got.tag)
     await broker.rest()
     assert await seen(client, q) == (True, 3, 1)
@@ -104,8 +102,7 @@ async def test_a_classic_queue_counts_nothing(broker: Driver, client: Client, na
     await fill(client, q, "a")
     assert await seen(client, q) == (False, None, None)
     assert await seen(client, q) == (True, None, None)
-    got = await client.get(q)
-    assert got is not None
+    got = await take(client, q)
     await client.call("reject", got.tag)
     await broker.rest()
     assert await seen(client, q) == (True, None, None)
@@ -118,16 +115,14 @@ async def test_what_counts_as_a_failed_delivery(broker: Driver, client: Client, 
     await fill(client, q, "a")
     other = await broker.client()
     if way in ("channel", "recover"):
-        got = await other.get(q)
+        await take(other, q)
     else:
-        inbox = await other.consume(q)
+        await other.consume(q, consumer_tag="tag")
         await broker.rest()
-        got = inbox.got[0]
-    assert got
     if way == "recover":
         await other.call("recover", requeue=True)
     elif way == "cancel":
-        await other.call("cancel", inbox.tag)
+        await other.call("cancel", "tag")
         await broker.rest()
         assert await client.get(q) is None
         await other.close()
@@ -150,13 +145,11 @@ async def test_beyond_the_delivery_limit_a_message_is_dead_lettered(broker: Driv
     )
     await fill(client, q, "a")
     for _ in range(3):
-        got = await client.get(q)
-        assert got is not None
+        got = await take(client, q)
         await client.call("reject", got.tag)
         await broker.rest()
     assert await client.get(q) is None
-    dead = await client.get(dlq)
-    assert dead is not None
+    dead = await take(client, dlq)
     assert [(death["reason"], death["count"], death["queue"]) for death in dead.headers["x-death"]] == [
         ("delivery_limit", 1, q)
     ]
@@ -176,15 +169,13 @@ async def test_a_quorum_queue_goes_on_counting_where_the_one_before_stopped(
         client, name("q"), x_queue_type="quorum", x_dead_letter_exchange="", x_dead_letter_routing_key=dlq, **more
     )
     await fill(client, q, "a")
-    got = await client.get(q)
-    assert got is not None
+    got = await take(client, q)
     if how == "limit":
         await client.call("reject", got.tag)
     else:
         await client.call(how, got.tag, requeue=False)
     await broker.rest()
-    dead = await client.get(dlq)
-    assert dead is not None
+    dead = await take(client, dlq)
     counted = (dead.redelivered, dead.headers.get("x-acquired-count"), dead.headers.get("x-delivery-count"))
     assert counted == {"nack": (False, None, None)}.get(how, (True, 1, 1))
 
@@ -196,13 +187,10 @@ async def test_a_classic_queue_hands_on_a_count_that_it_does_not_show(
     dlq = await queue(client, name("dlq"), x_queue_type="quorum")
     q = await queue(client, name("q"), x_dead_letter_exchange="", x_dead_letter_routing_key=dlq)
     await fill(client, q, "a")
-    got = await client.get(q)
-    assert got is not None
+    got = await take(client, q)
     await client.call("reject", got.tag)
-    got = await client.get(q)
-    assert got is not None
+    got = await take(client, q)
     await client.call("reject", got.tag, requeue=False)
     await broker.rest()
-    dead = await client.get(dlq)
-    assert dead is not None
+    dead = await take(client, dlq)
     assert (dead.redelivered, dead.headers.get("x-delivery-count")) == (True, 2)
