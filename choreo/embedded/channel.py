@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from choreo.embedded import arguments as queue_arguments
 from choreo.embedded import declaring
-from choreo.embedded.exchanges import Binding, field_type
+from choreo.embedded.consumers import Consumer, Held
+from choreo.embedded.exchanges import Binding
 from choreo.embedded.failure import AmqpError
-from choreo.embedded.message import Message, Properties
-from choreo.embedded.queues import Consumer, Held, Queue
+from choreo.embedded.message import Properties
+from choreo.embedded.publishing import published
+from choreo.embedded.queues import Queue
 from choreo.embedded.sent import Ack, Consuming, Got, Nack, QueueOk, Returned, Sink
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _Method = Callable[Concatenate["Channel", _P], _R]
-
-_EXPIRATION: Final = re.compile(r"([+-]?[0-9]+)(.*)", re.DOTALL)
-_LONGEST: Final = 315_360_000_000  # milliseconds: ten years
 
 
 def _method(class_id: int, method_id: int) -> Callable[[_Method[_P, _R]], _Method[_P, _R]]:
@@ -227,7 +225,7 @@ class Channel:
             raise AmqpError(403, f"cannot publish to internal exchange '{exchange}' in vhost '{broker.vhost}'")
         if self._confirming:
             self._published += 1
-        message = self._message(exchange, routing_key, properties, body)
+        message = published(exchange, routing_key, properties, body, self.connection.user)
         queues = broker.route(to, message)
         if mandatory and not queues:
             self.sink(Returned(312, "NO_ROUTE", exchange, routing_key, message.properties, body))
@@ -345,22 +343,6 @@ class Channel:
             raise declaring.locked(queue)
         return queue
 
-    def _message(self, exchange: str, routing_key: str, properties: Properties, body: bytes) -> Message:
-        expiration, user, copies = properties.expiration, properties.user_id, properties.copies
-        ttl = _milliseconds(expiration) if expiration else None
-        keys: tuple[str, ...] = (routing_key,)
-        hidden: tuple[str, ...] = ()
-        if copies is not None:
-            cc, bcc = (_keys(name, value) for name, value in zip(("CC", "BCC"), copies, strict=True))
-            keys, hidden = (routing_key, *cc, *bcc), bcc
-        if user is not None and user != self.connection.user:
-            words = f"user_id property set to '{user}' but authenticated user was '{self.connection.user}'"
-            raise AmqpError(406, words)
-        if hidden:
-            kept = {name: value for name, value in (properties.headers or {}).items() if name != "BCC"}
-            properties = properties.replaced(kept, expires=True)
-        return Message(exchange, keys, properties, body, ttl, hidden)
-
     def _collect(self, tag: int, *, multiple: bool) -> list[Held]:
         """Take out the deliveries that `tag` stands for. Raises AmqpError 406 when there is none."""
         unsettled = self.unsettled
@@ -402,25 +384,3 @@ def _not_default(*exchanges: str) -> None:
 
 def _unknown(tag: int) -> AmqpError:
     return AmqpError(406, f"unknown delivery tag {tag}")
-
-
-def _keys(name: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise AmqpError(406, f'invalid message: {{unacceptable_type_in_header,"{name}",{field_type(value)}}}')
-    return tuple(key for key in value if isinstance(key, str))
-
-
-def _milliseconds(expiration: str) -> int:
-    match = _EXPIRATION.fullmatch(expiration)
-    value = int(match[1]) if match else 0
-    if match is None:
-        why = "no_integer"
-    elif match[2]:
-        why = f'{{leftover_string,"{match[2]}"}}'
-    elif value < 0:
-        why = f"{{value_negative,{value}}}"
-    elif value > _LONGEST:
-        why = f"{{value_too_large,{value}}}"
-    else:
-        return value
-    raise AmqpError(406, f"invalid expiration '{expiration}': {why}")

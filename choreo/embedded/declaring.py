@@ -137,9 +137,7 @@ def outlasts(broker: Broker, binding: Binding) -> bool:
     queue = broker.by_name.get(binding.destination)
     exchange = broker.exchanges.get(binding.destination)
     end = (
-        (queue is not None and queue.lasting)
-        if binding.to == "queue"
-        else (exchange is not None and exchange.durable)
+        (queue is not None and queue.lasting) if binding.to == "queue" else (exchange is not None and exchange.durable)
     )
     return end and broker.exchanges[binding.source].durable
 

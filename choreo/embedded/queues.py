@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from math import inf
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from choreo.embedded.arguments import Terms
 from choreo.embedded.changes import Settled, Stored
+from choreo.embedded.consumers import Consumer, Held, Turns
 from choreo.embedded.dead_letters import buried, is_cycle, shown
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.lines import Entry, Line, RankedLine
@@ -17,39 +16,6 @@ from choreo.embedded.sent import Deliver, QueueOk
 
 if TYPE_CHECKING:
     from choreo.embedded.broker import Broker
-    from choreo.embedded.channel import Channel
-
-
-class Consumer:
-    """A subscription. `credit` is how many unsettled deliveries it may have."""
-
-    def __init__(
-        self, channel: Channel, queue: Queue, tag: str, *, no_ack: bool, exclusive: bool, arguments: Mapping[str, Any]
-    ) -> None:
-        self.channel = channel
-        self.queue = queue
-        self.tag = tag
-        self.no_ack = no_ack
-        self.exclusive = exclusive
-        self.arguments = arguments
-        self.credit = inf if no_ack or not channel.prefetch else channel.prefetch
-        self.priority: int = arguments.get("x-priority", 0)
-        self.held = 0
-        self.parked = True  # not among those who wait for messages
-        self.cancelled = False
-        self.next = 0  # the offset in a stream
-
-    def may_take(self) -> bool:
-        """Whether one more delivery is within its limit."""
-        return self.held < self.credit
-
-
-class Held(NamedTuple):
-    """A delivery that is not settled; basic.get has no consumer."""
-
-    queue: Queue
-    entry: Entry
-    consumer: Consumer | None
 
 
 class Queue:
@@ -81,7 +47,7 @@ class Queue:
         self.gone = False
         self.lasting = durable and owner is None  # and with it its persistent messages
         self.journal = broker.journal if self.lasting else None
-        self._rings: dict[int, deque[Consumer]] = {}  # who may take one, by priority, the highest first
+        self._turns = Turns()
         self._active: Consumer | None = None
         self._limited = self.terms.max_length is not None or self.terms.max_bytes is not None
         self._timed = self.terms.ttl is not None
@@ -119,7 +85,7 @@ class Queue:
                 self.journal(self.storing(entry))
         self.line.put(entry)
         self.bytes += len(message.body)
-        if self._rings:
+        if self._turns.waiting:
             self.dispatch()
         if self._limited:
             self._drop_surplus()
@@ -237,22 +203,14 @@ class Queue:
 
     def dispatch(self) -> None:
         """Hand out messages to those who wait for one, in turn."""
-        line, rings = self.line, self._rings
-        while line and rings:
-            priority, ring = next(iter(rings.items()))
-            consumer = ring.popleft()
-            if consumer.may_take():
-                self._hand(consumer, self._take())
-                if consumer.may_take():
-                    ring.append(consumer)
-                else:
-                    consumer.parked = True
-                if self._timed:
-                    self.drop_expired()
-            else:
-                consumer.parked = True
-            if not ring:
-                del rings[priority]
+        line, turns = self.line, self._turns
+        while line and turns.waiting:
+            consumer = turns.next()
+            self._hand(consumer, self._take())
+            if consumer.held < consumer.credit:
+                turns.join(consumer)
+            if self._timed:
+                self.drop_expired()
 
     def _hand(self, consumer: Consumer, entry: Entry) -> None:
         message, channel = entry.message, consumer.channel
@@ -280,7 +238,7 @@ class Queue:
         if entry.kept:
             self.forget(entry)
         self._release(consumer)
-        if self.line and self._rings:
+        if self.line and self._turns.waiting:
             self.dispatch()
 
     def reject(self, entry: Entry, consumer: Consumer | None, *, failed: bool) -> None:
@@ -327,7 +285,7 @@ class Queue:
         """Remove a consumer; what it holds stays its own."""
         consumer.cancelled = True
         self.consumers.remove(consumer)
-        self._step_back(consumer)
+        self._turns.leave(consumer)
         self.touch()
         self._elect()
         self.dispatch()
@@ -340,26 +298,8 @@ class Queue:
             self._elect()
             if consumer is not self._active:
                 return
-        if consumer.cancelled or not consumer.parked or not consumer.may_take():
-            return
-        consumer.parked = False
-        ring = self._rings.get(consumer.priority)
-        if ring is not None:
-            ring.append(consumer)
-            return
-        self._rings[consumer.priority] = deque((consumer,))
-        if len(self._rings) > 1:
-            ordered = sorted(self._rings.items(), reverse=True)
-            self._rings.clear()
-            self._rings.update(ordered)
-
-    def _step_back(self, consumer: Consumer) -> None:
-        ring = self._rings.get(consumer.priority)
-        if ring and consumer in ring:
-            ring.remove(consumer)
-            if not ring:
-                del self._rings[consumer.priority]
-        consumer.parked = True
+        if consumer.parked and not consumer.cancelled and consumer.held < consumer.credit:
+            self._turns.join(consumer)
 
     def _elect(self) -> None:
         """Choose the single active consumer: the first one of the highest priority, when there is none."""

@@ -104,7 +104,7 @@ class QuorumQueue(Queue):
             return
         best = max(self.consumers, key=lambda each: each.priority)
         if best.priority > active.priority:
-            self._step_back(active)
+            self._turns.leave(active)
             if not active.held:
                 self._activate(best)
 

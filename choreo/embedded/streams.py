@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from choreo.embedded.arguments import age
 from choreo.embedded.changes import Settled, Stored
+from choreo.embedded.consumers import Consumer, Held
 from choreo.embedded.dead_letters import shown
 from choreo.embedded.exchanges import field_type
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.lines import Entry
 from choreo.embedded.message import Message
-from choreo.embedded.queues import Consumer, Held, Queue
+from choreo.embedded.queues import Queue
 from choreo.embedded.sent import Deliver, QueueOk
 from choreo.message import FarTime
 
@@ -135,7 +136,7 @@ class StreamQueue(Queue):
     def _read(self, consumer: Consumer) -> None:
         channel = consumer.channel
         consumer.next = max(consumer.next, self._first)
-        while consumer.next < self.number and not consumer.cancelled and consumer.may_take():
+        while consumer.next < self.number and not consumer.cancelled and consumer.held < consumer.credit:
             entry = self._log[consumer.next - self._first]
             message = entry.message
             channel.last_tag = tag = channel.last_tag + 1
