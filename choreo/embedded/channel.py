@@ -82,7 +82,7 @@ class Channel:
             if not consumer.queue.gone:
                 consumer.queue.unsubscribe(consumer)
         # In RabbitMQ one consumer's after the other's, as they came, but nobody gets any before all are back.
-        held = sorted(self._collect(0, multiple=True), key=lambda each: each.consumer.order)
+        held = sorted(self._collect(0, multiple=True), key=lambda each: (each.queue.name, each.consumer.order))
         _put_back(held, lambda each: each.queue.name, failed=True)
         for queue in self.broker.by_name.values():
             queue.leave(self)
