@@ -88,8 +88,8 @@ class QuorumQueue(Queue):
 
     def _put_back(self, entry: Entry, *, failed: bool) -> None:
         limit = self.terms.delivery_limit
-        if limit is not None and failed and entry.failures >= limit:
-            entry.failures += 1
+        if limit is not None and entry.failures + failed > limit:
+            entry.failures += failed
             self._drop(entry, "delivery_limit")
             return
         super()._put_back(entry, failed=failed)
