@@ -1,0 +1,79 @@
+"""Consumers, what they hold, and whose turn it is."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from math import inf
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from choreo.embedded.lines import Entry
+
+if TYPE_CHECKING:
+    from choreo.embedded.channel import Channel
+    from choreo.embedded.queues import Queue
+
+
+class Consumer:
+    """A subscription. `credit` is how many unsettled deliveries it may have."""
+
+    def __init__(
+        self, channel: Channel, queue: Queue, tag: str, *, no_ack: bool, exclusive: bool, arguments: Mapping[str, Any]
+    ) -> None:
+        self.channel = channel
+        self.queue = queue
+        self.tag = tag
+        self.no_ack = no_ack
+        self.exclusive = exclusive
+        self.arguments = arguments
+        self.credit = inf if no_ack or not channel.prefetch else channel.prefetch
+        self.priority: int = arguments.get("x-priority", 0)
+        self.held = 0
+        self.parked = True  # not among those who wait for messages
+        self.cancelled = False
+        self.next = 0  # the offset in a stream
+        self.order = channel.last_tag, len(channel.consumers)  # in which the consumers of a channel came
+
+
+class Held(NamedTuple):
+    """A delivery that is not settled."""
+
+    queue: Queue
+    entry: Entry
+    consumer: Consumer
+
+
+class Turns:
+    """The consumers of a queue that wait for a message: those of the highest priority first, in turn."""
+
+    __slots__ = ("_rings", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting = 0  # how many there are
+        self._rings: dict[int, deque[Consumer]] = {}  # by priority, the highest first
+
+    def join(self, consumer: Consumer) -> None:
+        """Let a parked consumer wait."""
+        if consumer.priority not in self._rings:
+            rings = self._rings | {consumer.priority: deque()}
+            self._rings = dict(sorted(rings.items(), reverse=True))
+        self._rings[consumer.priority].append(consumer)
+        consumer.parked = False
+        self.waiting += 1
+
+    def leave(self, consumer: Consumer) -> None:
+        """Park a consumer, if it waits."""
+        if not consumer.parked:
+            self._rings[consumer.priority].remove(consumer)
+            consumer.parked = True
+            self.waiting -= 1
+
+    def next(self) -> Consumer:
+        """Park and return the one whose turn it is; there has to be one."""
+        for ring in self._rings.values():
+            if ring:
+                consumer = ring.popleft()
+                consumer.parked = True
+                self.waiting -= 1
+                return consumer
+        raise LookupError
