@@ -475,6 +475,7 @@ async def test_wrong_virtual_host_is_refused(broker_url: str, namespace: str) ->
     assert "list_vhosts" in error.way_out
 
 
+@pytest.mark.real_node("permissions")
 async def test_missing_permission_is_refused(
     node: Node, open_session: Open, session: Session, box: Box, vhost: str
 ) -> None:
