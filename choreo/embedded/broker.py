@@ -242,7 +242,9 @@ class Broker:
                     messages.setdefault(change.queue, {})[change.number] = change
                 case Counted():
                     stored = messages[change.queue][change.number]
-                    messages[change.queue][change.number] = stored._replace(returns=change.returns, dying=change.dying)
+                    messages[change.queue][change.number] = stored._replace(
+                        failures=change.failures, dying=change.dying
+                    )
                 case Settled():
                     messages[change.queue].pop(change.number, None)
                 case QueueDeleted():

@@ -65,15 +65,16 @@ class Unbound(NamedTuple):
 class Stored(NamedTuple):
     """A message is in a queue that keeps it.
 
-    `number` is unique in the queue and grows. `returns` is how often it came back, `expires` when its time is over, in
-    seconds since 1970. `dying` is the reason why it waits for being dead-lettered, at least once.
+    `number` is unique in the queue and grows. `failures` is how many deliveries of it failed. `expires` is when its
+    time is over or, in a stream, when it came, in seconds since 1970. `dying` is the reason why it waits for being
+    dead-lettered, at least once.
     """
 
     queue: str
     number: int
     message: Message
     expires: float | None
-    returns: int
+    failures: int
     dying: str | None
 
 
@@ -85,11 +86,11 @@ class Settled(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """A stored message came back for the `returns`-th time, or has begun to wait for being dead-lettered."""
+    """A delivery of a stored message failed for the `failures`-th time, or it waits for being dead-lettered now."""
 
     queue: str
     number: int
-    returns: int
+    failures: int
     dying: str | None
 
 

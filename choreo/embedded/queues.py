@@ -49,6 +49,7 @@ class Queue:
         self.journal = broker.journal if self.lasting else None
         self._turns = Turns()
         self._active: Consumer | None = None
+        self._leaving = False  # the active consumer gets no more, another one takes over
         self._limited = self.terms.max_length is not None or self.terms.max_bytes is not None
         self._timed = self.terms.ttl is not None
         self._used = broker.now
@@ -97,7 +98,7 @@ class Queue:
         """Take back what was stored before a restart."""
         entry = Entry(stored.number, stored.message)
         entry.kept, entry.expires = True, stored.expires
-        entry.returns = entry.failures = stored.returns
+        entry.returns = entry.failures = stored.failures
         self.number = max(self.number, stored.number)
         self._timed = self._timed or stored.expires is not None
         self._line_up(entry, stored.dying)
@@ -296,7 +297,7 @@ class Queue:
         """Let a consumer wait for messages, if it may have any."""
         if self.terms.single_active:
             self._elect()
-            if consumer is not self._active:
+            if consumer is not self._active or self._leaving:
                 return
         if consumer.parked and not consumer.cancelled and consumer.held < consumer.credit:
             self._turns.join(consumer)

@@ -103,10 +103,12 @@ class QuorumQueue(Queue):
         if not self.terms.single_active or active is None:
             return
         best = max(self.consumers, key=lambda each: each.priority)
-        if best.priority > active.priority:
+        self._leaving = best.priority > active.priority
+        if self._leaving:
             self._turns.leave(active)
-            if not active.held:
-                self._activate(best)
+        if self._leaving and not active.held:
+            self._leaving = False
+            self._activate(best)
 
     # -- dead-lettering at least once -----------------------------------------------------------------------------
 

@@ -50,7 +50,8 @@ class StreamQueue(Queue):
         self._append(Entry(self.number, message), self.broker.now)
         if self.journal:
             self.journal(self.storing(self._log[-1]))
-        self._retain()
+        if self._segments[-1][0] == self.number - 1:
+            self._retain()
         self.dispatch()
         return True
 
@@ -67,6 +68,7 @@ class StreamQueue(Queue):
         self._times.append(time)
 
     def _retain(self) -> None:
+        """Drop what is too old or too much, now that a segment begins."""
         terms = self.terms
         while len(self._segments) > 1:
             newest = self._times[self._segments[1][0] - 1 - self._first]

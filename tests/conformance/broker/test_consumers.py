@@ -178,6 +178,21 @@ async def test_priority_among_single_active_consumers(broker: Driver, client: Cl
     assert (low.bodies, high.bodies) == ((["a"], ["b"]) if kind == "quorum" else (["a", "b"], []))
 
 
+async def test_a_single_active_consumer_that_has_to_go_gets_no_more(broker: Driver, client: Client, name: Name) -> None:
+    q = await queue(client, name("q"), x_queue_type="quorum", x_single_active_consumer=True)
+    await client.call("qos", 2)
+    low = await client.consume(q)
+    await fill(client, q, *"abcd")
+    await broker.rest()
+    high = await client.consume(q, arguments={"x-priority": 5})
+    await client.call("ack", low.got[0].tag)
+    await broker.rest()
+    assert (low.bodies, high.bodies) == (["a", "b"], [])
+    await client.call("ack", low.got[1].tag)
+    await broker.rest()
+    assert (low.bodies, high.bodies) == (["a", "b"], ["c", "d"])
+
+
 async def test_an_exclusive_consumer_is_alone(broker: Driver, client: Client, name: Name) -> None:
     q = await queue(client, name("q"))
     await client.consume(q, exclusive=True)

@@ -13,6 +13,7 @@ from tests.conformance.broker.steps import fill, queue
 Name = Callable[[str], str]
 pytestmark = pytest.mark.since(4, 3)
 INTEGER = '"expected integer, got longstr"'
+UNLIKE = "PRECONDITION_FAILED - inequivalent arg"
 LOCKED = (
     "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{q}' in vhost '/'. It could be originally "
     "declared on another connection or the exclusive property value does not match that of the original declaration."
@@ -214,7 +215,7 @@ async def test_an_exchange_declared_otherwise(client: Client, name: Name, given:
         (406, "PRECONDITION_FAILED - unknown exchange type 'blah'", "exchange_declare", ("x1", "blah"), {}),
         (
             406,
-            "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'amq.topic' in vhost '/': received 'direct' but current is 'topic'",
+            f"{UNLIKE} 'type' for exchange 'amq.topic' in vhost '/': received 'direct' but current is 'topic'",
             "exchange_declare",
             ("amq.topic", "direct"),
             {"durable": True},
