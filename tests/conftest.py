@@ -122,7 +122,7 @@ class EmbeddedNode:
 def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node | EmbeddedNode]:
     """The node that tests share. Who stops or kills a node takes `fresh_node`."""
     if EMBEDDED:
-        with EmbeddedBroker(EmbeddedNode.version, port=0) as broker:
+        with EmbeddedBroker(version=EmbeddedNode.version, port=0) as broker:
             yield EmbeddedNode(broker)
         return
     node = request.getfixturevalue("new_node")(tmp_path_factory.mktemp("node"))

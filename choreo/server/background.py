@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from choreo import __version__
 from choreo.errors import ChoreoError
 from choreo.server.listener import LOOPBACK, PORT, Listener
 from choreo.server.store import Store
@@ -22,15 +23,18 @@ _T = TypeVar("_T")
 
 
 class EmbeddedBroker:
-    """A broker that listens from `start` to `stop`. `port` is where.
+    """A broker that listens from `start` to `stop`. `port` is where, 0 for any free one until then.
+
+    `version` is what it says of itself. For `hosts`, `anywhere` and `vhosts` see `Listener`; `persist` is the file that
+    keeps what is durable; without one, nothing outlasts the end.
 
     `failed`: done when it had to end by itself, with the ChoreoError that says why.
     """
 
     def __init__(
         self,
-        version: str,
         *,
+        version: str = __version__,
         port: int = PORT,
         hosts: Sequence[str] = LOOPBACK,
         vhosts: Sequence[str] = ("/",),
