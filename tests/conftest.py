@@ -92,7 +92,7 @@ class EmbeddedNode:
 
     @property
     def url(self) -> str:
-        return f"{self.broker.url}/"
+        return f"amqp://guest:guest@127.0.0.1:{self.broker.port}/"
 
     @property
     def port(self) -> int:
@@ -107,9 +107,11 @@ class EmbeddedNode:
             case "set_permissions":
                 pass
             case "delete_queue":
-                self.broker.call(lambda listener: listener.brokers["/"].drop_queue(listener.brokers["/"].queue(arguments[0])))
+                self.broker.call(
+                    lambda listener: listener.brokers["/"].drop_queue(listener.brokers["/"].queue(arguments[0]))
+                )
             case "close_all_connections":
-                self.broker.call(lambda listener: [client.shut(arguments[-1]) for client in tuple(listener.clients)])
+                self.broker.call(lambda listener: listener.shut(arguments[-1]))
             case _:
                 pytest.skip(f"the embedded broker has no rabbitmqctl {command}")
         return ""
@@ -122,7 +124,7 @@ class EmbeddedNode:
 def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node | EmbeddedNode]:
     """The node that tests share. Who stops or kills a node takes `fresh_node`."""
     if EMBEDDED:
-        with EmbeddedBroker(version=EmbeddedNode.version, port=0) as broker:
+        with EmbeddedBroker(EmbeddedNode.version, port=0) as broker:
             yield EmbeddedNode(broker)
         return
     node = request.getfixturevalue("new_node")(tmp_path_factory.mktemp("node"))

@@ -76,7 +76,9 @@ def dev(
     run.end(code)
 
 
-def _kind(settings: Settings, broker: str | None, port: int | None, persist: Path | None, *, url: str | None) -> Kind | None:
+def _kind(
+    settings: Settings, broker: str | None, port: int | None, persist: Path | None, *, url: str | None
+) -> Kind | None:
     """Return which broker to start; None for the one that is named."""
     from choreo.errors import UsageError
     from choreo.operate.development import Kind

@@ -1,4 +1,4 @@
-"""A broker for as long as somebody develops: the embedded one, or a RabbitMQ node of one's own; and agents beside it."""
+"""A broker for as long as somebody develops: the embedded one or a private RabbitMQ node, and agents beside it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from choreo import __version__
 from choreo.agent import Agent
 from choreo.choreography import Choreography
 from choreo.errors import ChoreoError
@@ -54,7 +55,7 @@ def opened(kind: Kind, *, port: int | None = None, persist: Path | None = None) 
             text = f"RabbitMQ {node.version}, a private node, {url} (guest/guest); it keeps nothing after the end"
             yield Place(url, "private RabbitMQ", text, Future())
         return
-    with EmbeddedBroker(port=PORT if port is None else port, persist=persist) as broker:
+    with EmbeddedBroker(__version__, port=PORT if port is None else port, persist=persist) as broker:
         keeps = f"what is durable is kept in {persist}" if persist else "it keeps nothing after the end"
         text = f"embedded, {broker.url} (guest/guest); for development only: this machine alone reaches it, and {keeps}"
         yield Place(broker.url, "embedded", text, broker.failed)

@@ -12,6 +12,8 @@ from choreo.event import Event
 
 _DEPTH: Final = 5
 _TRIES: Final = ("a", "1", "AAA", "aaa")  # a text may have to be a number, or three letters
+_GIVEN: Final = ("default", "const")
+_PLAIN: Final[dict[Any, Any]] = {"boolean": True, "null": None}
 _TEXTS: Final = {
     "date": "2030-01-31",
     "date-time": "2030-01-31T12:00:00Z",
@@ -44,34 +46,31 @@ def of(kind: type[Event]) -> str | None:
 
 
 def _value(schema: Mapping[str, Any], known: Mapping[str, Any], text: str, depth: int) -> Any:
+    """Return a value as `schema` has it; `known` are the schemas that it refers to."""
     if depth > _DEPTH:
         return None
-    for name in ("examples", "enum"):
-        if schema.get(name):
-            return schema[name][0]
-    for name in ("default", "const"):
-        if name in schema:
-            return schema[name]
+    if given := [*schema.get("examples", ()), *schema.get("enum", ()), *(schema[at] for at in _GIVEN if at in schema)]:
+        return given[0]
     if "$ref" in schema:
         return _value(known.get(schema["$ref"].rpartition("/")[2], {}), known, text, depth + 1)
-    for name in ("anyOf", "oneOf", "allOf"):
-        if schema.get(name):
-            return _value(schema[name][-1 if schema[name][-1].get("type") == "string" else 0], known, text, depth + 1)
-    match schema.get("type"):
-        case "object":
-            fields = {
-                name: _value(field, known, text, depth + 1)
-                for name, field in schema.get("properties", {}).items()
-                if name in schema.get("required", ())
-            }
-            others = schema.get("additionalProperties")
-            return fields or ({text: _value(others, known, text, depth + 1)} if isinstance(others, dict) else {})
-        case "array":
-            return [_value(schema.get("items", {}), known, text, depth + 1) for _ in range(schema.get("minItems", 0))]
-        case "integer" | "number":
-            return max(1, schema.get("minimum", 1), schema.get("exclusiveMinimum", 0) + 1)
-        case "boolean":
-            return True
-        case "null":
-            return None
-    return _TEXTS.get(schema.get("format", ""), text)
+    if choices := schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf"):
+        last = choices[-1]
+        return _value(last if last.get("type") == "string" else choices[0], known, text, depth + 1)
+    kind = schema.get("type")
+    if kind == "object":
+        return _object(schema, known, text, depth)
+    if kind == "array":
+        return [_value(schema.get("items", {}), known, text, depth + 1) for _ in range(schema.get("minItems", 0))]
+    if kind in ("integer", "number"):
+        return max(1, schema.get("minimum", 1), schema.get("exclusiveMinimum", 0) + 1)
+    return _PLAIN.get(kind, _TEXTS.get(schema.get("format", ""), text))
+
+
+def _object(schema: Mapping[str, Any], known: Mapping[str, Any], text: str, depth: int) -> dict[str, Any]:
+    fields = {
+        name: _value(field, known, text, depth + 1)
+        for name, field in schema.get("properties", {}).items()
+        if name in schema.get("required", ())
+    }
+    others = schema.get("additionalProperties")
+    return fields or ({text: _value(others, known, text, depth + 1)} if isinstance(others, dict) else {})

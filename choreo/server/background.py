@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from choreo import __version__
 from choreo.errors import ChoreoError
 from choreo.server.listener import LOOPBACK, PORT, Listener
 from choreo.server.store import Store
@@ -33,8 +32,8 @@ class EmbeddedBroker:
 
     def __init__(
         self,
+        version: str,
         *,
-        version: str = __version__,
         port: int = PORT,
         hosts: Sequence[str] = LOOPBACK,
         vhosts: Sequence[str] = ("/",),
@@ -95,7 +94,7 @@ class EmbeddedBroker:
         try:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 runner.run(self._serve())
-        except BaseException as error:  # noqa: BLE001 - `start` raises it
+        except BaseException as error:
             if self._begun.done():
                 raise
             self._begun.set_exception(error)

@@ -159,10 +159,8 @@ class Served:
         if got is None:
             self._answer(wire.method(self.number, commands.Basic.GetEmpty()))
             return
-        start = wire.get_ok(
-            got.delivery_tag, got.exchange, got.routing_key, got.messages, redelivered=got.redelivered
-        )
-        raw = cast(RawProperties, got.properties).raw
+        start = wire.get_ok(got.delivery_tag, got.exchange, got.routing_key, got.messages, redelivered=got.redelivered)
+        raw = cast("RawProperties", got.properties).raw
         self._answer(wire.content(self.number, start, raw, got.body, self._room))
 
     # -- a message on its way -------------------------------------------------------------------------------------
@@ -228,7 +226,7 @@ class Served:
         match sent:
             case Deliver(tag, number, redelivered, exchange, key, properties, body):
                 start = wire.deliver(tag, number, exchange, key, redelivered=redelivered)
-                raw = cast(RawProperties, properties).raw
+                raw = cast("RawProperties", properties).raw
                 self._write(wire.content(self.number, start, raw, body, self._room))
             case Ack(tag):
                 if not self._last:
@@ -240,7 +238,7 @@ class Served:
                 self._write(wire.refuse(self.number, tag))
             case Returned(code, text, exchange, key, properties, body):
                 start = wire.returned(code, text, exchange, key)
-                raw = cast(RawProperties, properties).raw
+                raw = cast("RawProperties", properties).raw
                 self._write(wire.content(self.number, start, raw, body, self._room))
             case Consuming(tag):
                 if not self._quiet:
@@ -283,7 +281,7 @@ def decoded(payload: bytes) -> base.Frame:
     if known is None:
         raise AmqpError(540, f"unknown method {{{class_id},{method_id}}}", (class_id, method_id))
     try:
-        value = known()
+        value: base.Frame = known()
         value.unmarshal(payload[4:])
     except (ValueError, struct.error, IndexError, RecursionError, OverflowError):
         raise undecodable(payload) from None
@@ -307,6 +305,8 @@ def _refused(asked: base.Frame) -> AmqpError:
     """Return the error for a method that the broker does not speak, or that no client may say."""
     class_id, method_id = divmod(asked.index, 1 << 16)
     if class_id == 90:
-        return AmqpError(540, "transactions: the embedded broker has publisher confirms in their place", (90, method_id))
+        return AmqpError(
+            540, "transactions: the embedded broker has publisher confirms in their place", (90, method_id)
+        )
     name = asked.name.lower().replace("-", "_")
     return AmqpError(503, f"a client does not say '{name}'", (class_id, method_id))

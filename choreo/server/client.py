@@ -72,7 +72,7 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take note of a new client."""
-        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
         transport.set_write_buffer_limits(high=_PILE)
         self._listener.clients.add(self)
         self._timer = self._listener.loop.call_later(_HANDSHAKE, self.end)
@@ -103,7 +103,7 @@ class Client(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the name is asyncio's
         """Give back what it held."""
         self._state = State.CLOSED
-        self._listener.clients.discard(self)
+        self._listener.left(self)
         if self._timer is not None:
             self._timer.cancel()
         self._leave()
@@ -174,8 +174,10 @@ class Client(asyncio.Protocol):
         elif start == _CHANNEL_CLOSE_OK:
             del self._channels[number]
 
-    def _method(self, asked: base.Frame) -> None:  # noqa: C901 - one case per method of the handshake
-        if self._state is State.CLOSING and not isinstance(asked, commands.Connection.Close | commands.Connection.CloseOk):
+    def _method(self, asked: base.Frame) -> None:
+        if self._state is State.CLOSING and not isinstance(
+            asked, commands.Connection.Close | commands.Connection.CloseOk
+        ):
             return
         match self._state, asked:
             case _, commands.Connection.Close():

@@ -49,8 +49,8 @@ def start(version: str) -> commands.Connection.Start:
 
 def login(answer: commands.Connection.StartOk) -> tuple[str, str]:
     """Return user and password of connection.start-ok. Raises AmqpError 403 and 501."""
-    response = answer.response or ""
-    given = response.encode("utf-8", "surrogateescape") if isinstance(response, str) else response
+    response: str | bytes = answer.response  # bytes when it is not UTF-8
+    given = response.encode() if isinstance(response, str) else response
     try:
         if answer.mechanism == "PLAIN":
             _, user, password = given.split(b"\0")

@@ -43,6 +43,7 @@ class Listener:
         self.brokers: dict[str, Broker] = {}
         self.failed: asyncio.Future[ChoreoError] = self.loop.create_future()  # the disk did
         self._store = store
+        self._all_gone = asyncio.Event()
         self._servers: list[asyncio.Server] = []
         self._flushing: list[Client] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -91,20 +92,31 @@ class Listener:
         for server in self._servers:
             server.close()
         self._servers.clear()
+        self.shut("shutdown")
+        if self.clients:
+            self._all_gone.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_gone.wait(), _LAST_WORDS)
         for client in tuple(self.clients):
-            client.shut("shutdown")
-        deadline = self.loop.time() + _LAST_WORDS
-        while self.clients and self.loop.time() < deadline:
-            await asyncio.sleep(0.01)
-        for client in tuple(self.clients):
-            client.end()
+            client.abort()
         await asyncio.sleep(0)
         if self._timer is not None:
             self._timer.cancel()
         if self._store is not None and not self.failed.done():
             self._store.close()
 
+    def shut(self, reason: str) -> None:
+        """End all connections, and tell them why."""
+        for client in tuple(self.clients):
+            client.shut(reason)
+
     # -- for the clients ------------------------------------------------------------------------------------------
+
+    def left(self, client: Client) -> None:
+        """Forget a client that is gone."""
+        self.clients.discard(client)
+        if not self.clients:
+            self._all_gone.set()
 
     def authenticate(self, answer: commands.Connection.StartOk) -> str:
         """Return the user. Raises AmqpError 403."""

@@ -58,9 +58,7 @@ def _queue_purge(channel: Channel, asked: commands.Queue.Purge) -> Answer:
 
 
 def _queue_delete(channel: Channel, asked: commands.Queue.Delete) -> Answer:
-    count = channel.queue_delete(
-        asked.queue or "", if_unused=bool(asked.if_unused), if_empty=bool(asked.if_empty)
-    )
+    count = channel.queue_delete(asked.queue or "", if_unused=bool(asked.if_unused), if_empty=bool(asked.if_empty))
     return commands.Queue.DeleteOk(count)
 
 

@@ -38,7 +38,7 @@ class RawProperties:
         if end != len(raw):
             raise ValueError("malformed properties")
 
-    def _find(self, raw: bytes, flags: int) -> int:
+    def _find(self, raw: bytes, flags: int) -> int:  # noqa: C901, PLR0912 - one step per property
         """Note what the broker reads; return where the last property ends."""
         if flags & 0x0003:  # no property has these, and a second word of flags would hold none either
             return -1

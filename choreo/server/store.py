@@ -40,7 +40,7 @@ CREATE TABLE queues (name TEXT PRIMARY KEY, auto_delete INT, arguments BLOB);
 CREATE TABLE bindings (source TEXT, destination TEXT, to_ TEXT, key BLOB, arguments BLOB,
   PRIMARY KEY (source, destination, to_, key, arguments));
 CREATE TABLE messages (queue TEXT, number INT, way TEXT, properties BLOB, body BLOB,
-  expires REAL, returns INT, dying TEXT, PRIMARY KEY (queue, number)) WITHOUT ROWID;
+  expires REAL, failures INT, dying TEXT, PRIMARY KEY (queue, number)) WITHOUT ROWID;
 """
 _ONLY_HEADERS: Final = b"\x20\x00"  # the flags of properties that are nothing but a header table
 
@@ -113,8 +113,8 @@ class Store:
             for source, destination, to, key, given in rows:
                 yield Bound(source, destination, to, _text(key), _arguments(given))
         with closing(execute("SELECT * FROM messages ORDER BY queue, number")) as rows:
-            for queue, number, way, properties, body, expires, returns, dying in rows:
-                yield Stored(queue, number, _message(way, properties, body), expires, returns, dying)
+            for queue, number, way, properties, body, expires, failures, dying in rows:
+                yield Stored(queue, number, _message(way, properties, body), expires, failures, dying)
 
     # -- to the file ----------------------------------------------------------------------------------------------
 
@@ -127,12 +127,12 @@ class Store:
                 if self._stored.pop((queue, number), None) is None:
                     self._counted.pop((queue, number), None)
                     self._settled.append((queue, number))
-            case Counted(queue, number, returns, dying):
+            case Counted(queue, number, failures, dying):
                 stored = self._stored.get((queue, number))
                 if stored is None:
                     self._counted[queue, number] = change
                 else:
-                    self._stored[queue, number] = stored._replace(returns=returns, dying=dying)
+                    self._stored[queue, number] = stored._replace(failures=failures, dying=dying)
             case _:
                 self._write_messages()  # those before it
                 self._declare(change)
@@ -158,8 +158,8 @@ class Store:
             self._many("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
             self._stored = {}
         if self._counted:
-            rows = [(each.returns, each.dying, each.queue, each.number) for each in self._counted.values()]
-            self._many("UPDATE messages SET returns = ?, dying = ? WHERE queue = ? AND number = ?", rows)
+            rows = [(each.failures, each.dying, each.queue, each.number) for each in self._counted.values()]
+            self._many("UPDATE messages SET failures = ?, dying = ? WHERE queue = ? AND number = ?", rows)
             self._counted = {}
 
     def _declare(self, change: Change) -> None:
@@ -211,8 +211,8 @@ def _row(stored: Stored) -> tuple[Any, ...]:
     message = stored.message
     way = (message.exchange, message.keys, message.ttl, message.hidden, message.failures)
     deaths = (message.deaths, message.first_death, message.last_death) if message.deaths else ()
-    raw = cast(RawProperties, message.properties).raw
-    last = (stored.expires, stored.returns, stored.dying)
+    raw = cast("RawProperties", message.properties).raw
+    last = (stored.expires, stored.failures, stored.dying)
     return stored.queue, stored.number, json.dumps((*way, *deaths)), raw, message.body, *last
 
 
@@ -221,7 +221,10 @@ def _message(way: str, properties: bytes, body: bytes) -> Message:
     message = Message(exchange, tuple(keys), RawProperties(properties), body, ttl, tuple(hidden), failures)
     if not deaths:
         return message
-    tables = tuple(Death(*each[:5], tuple(each[5]), each[6]) for each in deaths[0])
+    tables = tuple(
+        Death(queue, reason, times, time, source, tuple(routed), expiration)
+        for queue, reason, times, time, source, routed, expiration in deaths[0]
+    )
     first, last = (each and tuple(each) for each in deaths[1:])
     return message._replace(deaths=tables, first_death=first, last_death=last)
 
