@@ -11,6 +11,8 @@ from choreo.rabbit import decode, encode
 _HEADERS: Final = 0x2000
 _EXPIRATION: Final = 0x0100
 _U32: Final = struct.Struct(">I")
+REPLY_TO: Final = "amq.rabbitmq.reply-to"  # https://www.rabbitmq.com/docs/direct-reply-to
+_REPLY_TO: Final = bytes((len(REPLY_TO),)) + REPLY_TO.encode()
 _CC: Final = b"\x02CC"
 _BCC: Final = b"\x03BCC"
 
@@ -21,12 +23,22 @@ class RawProperties:
     Raises ValueError when they are not what AMQP says of them.
     """
 
-    __slots__ = ("_end", "_expiration_at", "_start", "delivery_mode", "expiration", "priority", "raw", "user_id")
+    __slots__ = (
+        "_end",
+        "_expiration_at",
+        "_reply_to_at",
+        "_start",
+        "delivery_mode",
+        "expiration",
+        "priority",
+        "raw",
+        "user_id",
+    )
 
     def __init__(self, raw: bytes) -> None:
         self.raw = raw
         self._start = self._end = 2  # of the header table, its length included
-        self._expiration_at = 0
+        self._expiration_at = self._reply_to_at = 0
         self.delivery_mode: int | None = None
         self.priority: int | None = None
         self.expiration: str | None = None
@@ -60,6 +72,8 @@ class RawProperties:
         if flags & 0x0400:
             at += 1 + raw[at]
         if flags & 0x0200:
+            if raw.startswith(_REPLY_TO, at):
+                self._reply_to_at = at
             at += 1 + raw[at]
         if flags & _EXPIRATION:
             self._expiration_at = at
@@ -92,6 +106,16 @@ class RawProperties:
             return None
         headers = self.headers or {}
         return (headers.get("CC", []), headers.get("BCC", [])) if "CC" in headers or "BCC" in headers else None
+
+    @property
+    def wants_direct_reply(self) -> bool:
+        """Whether the publisher waits for the reply as its own direct reply-to consumer."""
+        return self._reply_to_at > 0
+
+    def replying_to(self, queue: str) -> Self:
+        """Return these properties with the queue of that consumer as where to reply."""
+        at = self._reply_to_at
+        return type(self)(self.raw[:at] + encode.short(queue) + self.raw[at + len(_REPLY_TO) :])
 
     def replaced(self, headers: Mapping[str, Any], *, expires: bool) -> Self:
         """See Properties."""
