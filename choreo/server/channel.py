@@ -121,17 +121,12 @@ class Served:
             case commands.Channel.Open():
                 raise AmqpError(504, "second 'channel.open' seen", (20, 10))
             case _:
-                cause = divmod(asked.index, 1 << 16)
                 answer = ANSWERS.get(type(asked))
                 if answer is None:
                     raise _refused(asked)
-                try:
-                    ok = answer(self._core, asked)
-                except AmqpError as error:
-                    error.method = cause
-                    raise
                 if isinstance(asked, commands.Basic.Cancel) and asked.consumer_tag == self._reply_tag:
                     self._replies = self._reply_tag = ""
+                ok = answer(self._core, asked)
                 if ok is not None and not getattr(asked, "nowait", False):
                     self._answer(wire.method(self.number, ok))
 

@@ -25,6 +25,7 @@ _CLOSE_OK: Final = wire.method(0, commands.Connection.CloseOk())
 _CHANNEL_OPEN: Final = wire.NUMBER.pack(20, 10)
 _CHANNEL_CLOSE: Final = wire.NUMBER.pack(20, 40)
 _CHANNEL_CLOSE_OK: Final = wire.NUMBER.pack(20, 41)
+_OF_CHANNELS: Final = (_CHANNEL_CLOSE, _CHANNEL_CLOSE_OK)
 
 _logger = structlog.get_logger()
 
@@ -137,9 +138,11 @@ class Client(asyncio.Protocol):
     def _frame(self, kind: int, number: int, payload: bytes) -> None:
         if number:
             channel = self._channels.get(number)
-            if channel is None or channel.closing or payload[:4] in (_CHANNEL_CLOSE, _CHANNEL_CLOSE_OK):
-                self._of_no_channel(kind, number, payload, channel)
+            if channel is None or channel.closing or (kind == wire.METHOD and payload[:4] in _OF_CHANNELS):
+                self._about_channel(kind, number, payload, channel)
                 return
+            if kind > wire.BODY:
+                raise handshake.unexpected(kind, payload)
             try:
                 channel.frame(kind, payload)
             except AmqpError as error:
@@ -151,8 +154,8 @@ class Client(asyncio.Protocol):
         elif kind != wire.HEARTBEAT and self._state is not State.CLOSING:
             raise handshake.unexpected(kind, payload)
 
-    def _of_no_channel(self, kind: int, number: int, payload: bytes, channel: Served | None) -> None:
-        """Take a frame on a channel that is not open, or that is about to be closed."""
+    def _about_channel(self, kind: int, number: int, payload: bytes, channel: Served | None) -> None:
+        """Take a frame that opens or ends a channel, or comes when there is none."""
         start = payload[:4] if kind == wire.METHOD else b""
         if self._state is State.CLOSING:
             return

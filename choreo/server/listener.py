@@ -102,8 +102,8 @@ class Listener:
         await asyncio.sleep(0)
         if self._timer is not None:
             self._timer.cancel()
-        if self._store is not None and not self.failed.done():
-            self._store.close()
+        if self._store is not None:
+            (self._store.abandon if self.failed.done() else self._store.close)()
 
     def shut(self, reason: str) -> None:
         """End all connections, and tell them why."""

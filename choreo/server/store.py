@@ -45,6 +45,7 @@ CREATE TABLE messages (queue TEXT, number INT, way TEXT, properties BLOB, body B
 _ONLY_HEADERS: Final = b"\x20\x00"  # the flags of properties that are nothing but a header table
 
 _Place = tuple[str, int]  # queue and number
+_Statement = tuple[str, tuple[Any, ...]]
 
 
 class Store:
@@ -58,7 +59,7 @@ class Store:
         self._stored: dict[_Place, Stored] = {}
         self._settled: list[_Place] = []
         self._counted: dict[_Place, Counted] = {}
-        self._open = False  # whether a transaction is
+        self._declared: list[_Statement] = []
         try:
             self._db = sqlite3.connect(path, isolation_level=None, timeout=0.2)
         except sqlite3.Error as error:
@@ -134,77 +135,80 @@ class Store:
                 else:
                     self._stored[queue, number] = stored._replace(failures=failures, dying=dying)
             case _:
-                self._write_messages()  # those before it
-                self._declare(change)
+                if isinstance(change, QueueDeleted):  # what is noted of its messages is over
+                    self._stored = {place: each for place, each in self._stored.items() if place[0] != change.name}
+                    self._counted = {place: each for place, each in self._counted.items() if place[0] != change.name}
+                self._declared += _declaring(change)
 
     def commit(self) -> None:
-        """Return when everything that was noted outlasts this process."""
-        self._write_messages()
-        if self._open:
-            self._open = False
-            self._execute("COMMIT")
+        """Return when everything that was noted outlasts this process. Raises ConfigurationError when it does not."""
+        if not (self._declared or self._settled or self._stored or self._counted):
+            return
+        try:
+            self._db.execute("BEGIN")
+            for statement, row in self._declared:
+                self._db.execute(statement, row)
+            self._write_messages()
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
 
     def close(self) -> None:
         """Commit, and give the file back. May be called twice."""
         self.commit()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Give the file back as it was last committed."""
         self._db.close()
 
     def _write_messages(self) -> None:
+        self._declared = []
+        many = self._db.executemany
         if self._settled:
-            self._many("DELETE FROM messages WHERE queue = ? AND number = ?", self._settled)
+            many("DELETE FROM messages WHERE queue = ? AND number = ?", self._settled)
             self._settled = []
         if self._stored:
-            rows = [_row(each) for each in self._stored.values()]
-            self._many("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            many("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [_row(each) for each in self._stored.values()])
             self._stored = {}
         if self._counted:
             rows = [(each.failures, each.dying, each.queue, each.number) for each in self._counted.values()]
-            self._many("UPDATE messages SET failures = ?, dying = ? WHERE queue = ? AND number = ?", rows)
+            many("UPDATE messages SET failures = ?, dying = ? WHERE queue = ? AND number = ?", rows)
             self._counted = {}
-
-    def _declare(self, change: Change) -> None:
-        match change:
-            case ExchangeDeclared(name, kind, auto_delete, internal, given):
-                row = (name, kind, auto_delete, internal, encode.table(dict(given)))
-                self._write("INSERT OR REPLACE INTO exchanges VALUES (?, ?, ?, ?, ?)", *row)
-            case ExchangeDeleted(name):
-                self._write("DELETE FROM exchanges WHERE name = ?", name)
-                self._write("DELETE FROM bindings WHERE source = ? OR destination = ? AND to_ = 'exchange'", name, name)
-            case QueueDeclared(name, auto_delete, given):
-                table = encode.table(dict(given))
-                self._write("INSERT OR REPLACE INTO queues VALUES (?, ?, ?)", name, auto_delete, table)
-            case QueueDeleted(name):
-                self._write("DELETE FROM queues WHERE name = ?", name)
-                self._write("DELETE FROM messages WHERE queue = ?", name)
-                self._write("DELETE FROM bindings WHERE destination = ? AND to_ = 'queue'", name)
-            case Bound():
-                self._write("INSERT OR REPLACE INTO bindings VALUES (?, ?, ?, ?, ?)", *_binding(change))
-            case Unbound():
-                where = "source = ? AND destination = ? AND to_ = ? AND key = ? AND arguments = ?"
-                self._write(f"DELETE FROM bindings WHERE {where}", *_binding(change))  # noqa: S608 - a constant
-
-    def _write(self, statement: str, *row: Any) -> None:
-        self._many(statement, [row])
-
-    def _many(self, statement: str, rows: list[Any]) -> None:
-        if not self._open:
-            self._open = True
-            self._execute("BEGIN")
-        try:
-            self._db.executemany(statement, rows)
-        except sqlite3.Error as error:
-            raise self._unusable(error) from None
-
-    def _execute(self, statement: str) -> None:
-        try:
-            self._db.execute(statement)
-        except sqlite3.Error as error:
-            raise self._unusable(error) from None
 
     def _unusable(self, error: sqlite3.Error) -> ConfigurationError:
         if error.sqlite_errorcode == sqlite3.SQLITE_BUSY if hasattr(error, "sqlite_errorcode") else False:
             return ConfigurationError(f"{self.path} is in use by another broker", "end that one, or name another file")
         return ConfigurationError(f"{self.path} cannot keep what the broker holds: {error}", "name another file")
+
+
+def _declaring(change: Change) -> list[_Statement]:
+    """Return how a change of exchanges, queues or bindings is written."""
+    match change:
+        case ExchangeDeclared(name, kind, auto_delete, internal, given):
+            table = encode.table(dict(given))
+            return [
+                ("INSERT OR REPLACE INTO exchanges VALUES (?, ?, ?, ?, ?)", (name, kind, auto_delete, internal, table))
+            ]
+        case ExchangeDeleted(name):
+            return [
+                ("DELETE FROM exchanges WHERE name = ?", (name,)),
+                ("DELETE FROM bindings WHERE source = ? OR destination = ? AND to_ = 'exchange'", (name, name)),
+            ]
+        case QueueDeclared(name, auto_delete, given):
+            return [("INSERT OR REPLACE INTO queues VALUES (?, ?, ?)", (name, auto_delete, encode.table(dict(given))))]
+        case QueueDeleted(name):
+            return [
+                ("DELETE FROM queues WHERE name = ?", (name,)),
+                ("DELETE FROM messages WHERE queue = ?", (name,)),
+                ("DELETE FROM bindings WHERE destination = ? AND to_ = 'queue'", (name,)),
+            ]
+        case Bound():
+            return [("INSERT OR REPLACE INTO bindings VALUES (?, ?, ?, ?, ?)", _binding(change))]
+        case Unbound():
+            where = "source = ? AND destination = ? AND to_ = ? AND key = ? AND arguments = ?"
+            return [(f"DELETE FROM bindings WHERE {where}", _binding(change))]  # noqa: S608 - a constant
+    raise AssertionError(change)
 
 
 def _row(stored: Stored) -> tuple[Any, ...]:
