@@ -1,7 +1,8 @@
 """What outlasts a restart, as a list of changes: given to a journal one by one as they happen, or all at once.
 
 `Broker.changes()` returns the shortest list that makes the broker what it is, `Broker.restore` takes either. A journal
-is called in the middle of the broker's work, before a confirm is sent, and must not call the broker.
+is called in the middle of the broker's work, before a confirm is sent, and must not call the broker. The changes of one
+call belong together: a crash between them could lose a message on its way from one queue to the next.
 """
 
 from __future__ import annotations

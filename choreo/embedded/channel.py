@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from choreo.embedded import arguments as queue_arguments
@@ -80,7 +81,9 @@ class Channel:
         for consumer in consumers:
             if not consumer.queue.gone:
                 consumer.queue.unsubscribe(consumer)
-        self._give_back(self._collect(0, multiple=True), failed=True)
+        # In RabbitMQ one consumer's after the other's, as they came, but nobody gets any before all are back.
+        held = sorted(self._collect(0, multiple=True), key=lambda each: (each.queue.name, each.consumer.order))
+        _put_back(held, lambda each: each.queue.name, failed=True)
         for queue in self.broker.by_name.values():
             queue.leave(self)
         self.broker.catch_up()
@@ -288,10 +291,13 @@ class Channel:
         if entry is None:
             return None
         self.last_tag += 1
+        # RabbitMQ has a consumer of its own for each, with a tag that stands before all others'.
+        consumer = Consumer(self, found, "", no_ack=True, exclusive=False, arguments={})
+        consumer.cancelled = True
         if no_ack:
-            found.settle(entry, None)
+            found.settle(entry, consumer)
         else:
-            self.unsettled[self.last_tag] = Held(found, entry, None)
+            self.unsettled[self.last_tag] = Held(found, entry, consumer)
         message = entry.message
         again = bool(entry.returns or entry.failures)
         properties = found.shown(entry)
@@ -313,19 +319,19 @@ class Channel:
     @_method(60, 120)
     def nack(self, delivery_tag: int, *, multiple: bool = False, requeue: bool = True) -> None:
         """basic.nack: give back, or dead-letter. Errors: 406."""
-        self._refuse(self._collect(delivery_tag, multiple=multiple), requeue=requeue, failed=False)
+        _refuse(self._collect(delivery_tag, multiple=multiple), requeue=requeue, failed=False)
 
     @_method(60, 90)
     def reject(self, delivery_tag: int, *, requeue: bool = True) -> None:
         """basic.reject; unlike nack, it counts as a failed delivery of a quorum queue. Errors: 406."""
-        self._refuse(self._collect(delivery_tag, multiple=False), requeue=requeue, failed=True)
+        _refuse(self._collect(delivery_tag, multiple=False), requeue=requeue, failed=True)
 
     @_method(60, 110)
     def recover(self, *, requeue: bool = True) -> None:
         """basic.recover: all unsettled deliveries of this channel go back. Errors: 540."""
         if not requeue:
             raise AmqpError(540, "requeue=false")
-        self._refuse(self._collect(0, multiple=True), requeue=True, failed=False)
+        _refuse(self._collect(0, multiple=True), requeue=True, failed=False)
 
     # -- within ---------------------------------------------------------------------------------------------------
 
@@ -360,21 +366,27 @@ class Channel:
                     tags.append(each)
         return [unsettled.pop(each) for each in tags]
 
-    def _refuse(self, held: list[Held], *, requeue: bool, failed: bool) -> None:
-        if requeue:
-            self._give_back(held, failed=failed)
-        else:
-            for queue, entry, consumer in held:
-                if not queue.gone:
-                    queue.reject(entry, consumer, failed=failed)
 
-    def _give_back(self, held: list[Held], *, failed: bool) -> None:
-        of_queue: dict[Queue, list[Held]] = {}
-        for each in held:
-            of_queue.setdefault(each.queue, []).append(each)
-        for queue, mine in of_queue.items():
-            if not queue.gone:
-                queue.put_back(mine, failed=failed)
+def _refuse(held: list[Held], *, requeue: bool, failed: bool) -> None:
+    """Give back or dead-letter, one consumer's after the other's, in the order of their tags, as RabbitMQ does."""
+    held.sort(key=_queue_and_tag)
+    if requeue:
+        _put_back(held, _queue_and_tag, failed=failed)
+        return
+    for queue, entry, consumer in held:
+        if not queue.gone:
+            queue.reject(entry, consumer, failed=failed)
+
+
+def _put_back(held: list[Held], together: Callable[[Held], object], *, failed: bool) -> None:
+    for _, group in groupby(held, together):
+        mine = list(group)
+        if not mine[0].queue.gone:
+            mine[0].queue.put_back(mine, failed=failed)
+
+
+def _queue_and_tag(held: Held) -> tuple[str, str]:
+    return held.queue.name, held.consumer.tag
 
 
 def _not_default(*exchanges: str) -> None:

@@ -32,14 +32,15 @@ class Consumer:
         self.parked = True  # not among those who wait for messages
         self.cancelled = False
         self.next = 0  # the offset in a stream
+        self.order = channel.last_tag, len(channel.consumers)  # in which the consumers of a channel came
 
 
 class Held(NamedTuple):
-    """A delivery that is not settled; basic.get has no consumer."""
+    """A delivery that is not settled."""
 
     queue: Queue
     entry: Entry
-    consumer: Consumer | None
+    consumer: Consumer
 
 
 class Turns:

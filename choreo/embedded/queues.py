@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class Queue:
     """A classic queue, and what the other types have in common with it. `owner`: the connection it is exclusive to."""
 
+    _keeps_turn = True
+
     def __init__(
         self,
         broker: Broker,
@@ -207,8 +209,11 @@ class Queue:
         line, turns = self.line, self._turns
         while line and turns.waiting:
             consumer = turns.next()
+            if consumer.held == consumer.credit:
+                continue
             self._hand(consumer, self._take())
-            if consumer.held < consumer.credit:
+            # One that may have no more keeps its turn here until it is its turn: it may have settled by then.
+            if self._keeps_turn or consumer.held < consumer.credit:
                 turns.join(consumer)
             if self._timed:
                 self.drop_expired()
@@ -234,7 +239,7 @@ class Queue:
 
     # -- settled --------------------------------------------------------------------------------------------------
 
-    def settle(self, entry: Entry, consumer: Consumer | None) -> None:
+    def settle(self, entry: Entry, consumer: Consumer) -> None:
         """Forget a message for good, and let its consumer have another one."""
         if entry.kept:
             self.forget(entry)
@@ -242,7 +247,7 @@ class Queue:
         if self.line and self._turns.waiting:
             self.dispatch()
 
-    def reject(self, entry: Entry, consumer: Consumer | None, *, failed: bool) -> None:
+    def reject(self, entry: Entry, consumer: Consumer, *, failed: bool) -> None:
         """Dead-letter a message; `failed` counts as a failed delivery."""
         entry.failures += failed
         self._drop(entry, "rejected")
@@ -254,6 +259,10 @@ class Queue:
         for each in held:
             self._put_back(each.entry, failed=failed)
             self._release(each.consumer)
+        self._settle_down()
+
+    def _settle_down(self) -> None:
+        """Drop what is too much or too old now, then hand out messages."""
         if self._limited:
             self._drop_surplus()
         if self._timed:
@@ -266,12 +275,11 @@ class Queue:
         self.line.put_back(entry)
         self.bytes += len(entry.message.body)
 
-    def _release(self, consumer: Consumer | None) -> None:
+    def _release(self, consumer: Consumer) -> None:
         self.held -= 1
-        if consumer is not None:
-            consumer.held -= 1
-            if consumer.parked:
-                self.unpark(consumer)
+        consumer.held -= 1
+        if consumer.parked:
+            self.unpark(consumer)
 
     # -- consumers ------------------------------------------------------------------------------------------------
 

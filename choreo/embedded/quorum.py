@@ -33,6 +33,8 @@ class _Dying:
 class QuorumQueue(Queue):
     """A quorum queue: it counts failed deliveries, and can wait until its dead letters have arrived."""
 
+    _keeps_turn = False
+
     def __init__(self, broker: Broker, name: str, arguments: Mapping[str, Any], **properties: Any) -> None:
         self._waiting: deque[Entry] = deque()  # to be dead-lettered, not tried yet
         self._stuck: list[_Dying] = []  # tried, and not arrived
@@ -86,13 +88,21 @@ class QuorumQueue(Queue):
 
     def _put_back(self, entry: Entry, *, failed: bool) -> None:
         limit = self.terms.delivery_limit
-        if limit is not None and failed and entry.failures >= limit:
-            entry.failures += 1
+        if limit is not None and entry.failures + failed > limit:
+            entry.failures += failed
             self._drop(entry, "delivery_limit")
             return
         super()._put_back(entry, failed=failed)
         if failed and self.journal:
             self.journal(Counted(self.name, entry.number, entry.failures, None))
+
+    def _settle_down(self) -> None:
+        """See Queue; what is handed out is not too much any more."""
+        if self._timed:
+            self.drop_expired()
+        self.dispatch()
+        if self._limited:
+            self._drop_surplus()
 
     # -- single active consumer -----------------------------------------------------------------------------------
 

@@ -150,11 +150,11 @@ class StreamQueue(Queue):
             key = message.keys[0]
             channel.sink(Deliver(consumer.tag, tag, False, message.exchange, key, properties, message.body))  # noqa: FBT003
 
-    def settle(self, entry: Entry, consumer: Consumer | None) -> None:
+    def settle(self, entry: Entry, consumer: Consumer) -> None:
         """See Queue."""
         self._release(consumer)
 
-    def reject(self, entry: Entry, consumer: Consumer | None, *, failed: bool) -> None:
+    def reject(self, entry: Entry, consumer: Consumer, *, failed: bool) -> None:
         """See Queue; it is as good as settled."""
         self._release(consumer)
 

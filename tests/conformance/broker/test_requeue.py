@@ -48,6 +48,7 @@ async def test_without_a_delivery_limit_messages_come_back_before_all_others_as_
     assert await drain(client, q) == ["b", "a", "d"]
 
 
+@pytest.mark.since(4, 3)
 @BOTH
 async def test_several_come_back_in_the_order_in_which_they_were_delivered(
     broker: Driver, client: Client, name: Name, kind: str
@@ -194,3 +195,17 @@ async def test_a_classic_queue_hands_on_a_count_that_it_does_not_show(
     await broker.rest()
     dead = await take(client, dlq)
     assert (dead.redelivered, dead.headers.get("x-delivery-count")) == (True, 2)
+
+
+@pytest.mark.since(4, 3)
+async def test_a_count_that_came_along_beyond_the_limit_ends_a_message_that_is_only_given_back(
+    broker: Driver, client: Client, name: Name
+) -> None:
+    dlq = await queue(client, name("dlq"), x_queue_type="quorum", x_delivery_limit=0)
+    q = await queue(client, name("q"), x_dead_letter_exchange="", x_dead_letter_routing_key=dlq)
+    await fill(client, q, "a")
+    await client.call("reject", (await take(client, q)).tag, requeue=False)
+    await broker.rest()
+    await client.call("nack", (await take(client, dlq)).tag)
+    await broker.rest()
+    assert await drain(client, dlq) == []
