@@ -4,6 +4,7 @@
 
 BIN := .venv/bin
 ARGS ?=
+BROKER ?=
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,8 +15,8 @@ setup: ## make .venv with choreo and the pinned tools, when it is not there or o
 broker: setup ## find a RabbitMQ server; as root on Debian, install one (it is not started)
 	@scripts/broker.sh
 
-demo: $(if $(CHOREO_URL),setup,broker) ## 20 orders through five agents on a real RabbitMQ, then a summary
-	@$(BIN)/python -m demo $(ARGS)
+demo: $(if $(filter rabbitmq,$(BROKER)),broker,setup) ## 20 orders through five agents, then a summary; BROKER=rabbitmq: on a real one
+	@$(BIN)/python -m demo $(if $(BROKER),--broker $(BROKER)) $(ARGS)
 
 check: setup ## format, lint, types, floors of the house
 	$(BIN)/ruff format --check .

@@ -1,4 +1,7 @@
-"""Settings: arguments, CHOREO_* variables, `.env`, [tool.choreo] in pyproject.toml; the first one wins."""
+"""Settings: arguments, CHOREO_* variables, `.env`, [tool.choreo] in pyproject.toml; the first one wins.
+
+Where none of them names a broker, it is that of the `choreo dev` which runs in the project, if one does.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from choreo import duration
+from choreo import beacon, duration
 from choreo.broker_url import BrokerUrl
 from choreo.errors import ConfigurationError
 
@@ -134,6 +137,7 @@ class Settings(BaseSettings):
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)
     _names: Mapping[str, str] = PrivateAttr(default_factory=dict)
+    _found: beacon.Found | None = PrivateAttr(default=None)
 
     @classmethod
     def settings_customise_sources(
@@ -157,6 +161,11 @@ class Settings(BaseSettings):
         """The absolute path of the agents folder; a relative one is relative to `root`."""
         # Not resolved: its own name is the package that agents are imported from, also where it is a symlink.
         return Path(os.path.normpath(self._root / self.agents))
+
+    @property
+    def found(self) -> beacon.Found | None:
+        """The broker of `choreo dev` that `url` is, because none was named; None when one was, or none runs."""
+        return self._found
 
     def name_of(self, setting: str) -> str:
         """Return `setting` as it was written: CHOREO_AGENTS, or [tool.choreo] agents in /a/pyproject.toml."""
@@ -206,6 +215,9 @@ def load(**given: Any) -> Settings:
     """
     project = _find_project()
     sources = [_arguments(given), _variables(), *_env_files(project), _table(project)]
+    found = None if any("url" in source.values for source in sources) else beacon.find(project.root)
+    if found is not None:
+        sources.append(_Source({"url": found.url}, after=f" in {project.root / beacon.FOLDER}"))
     values: dict[str, Any] = {}
     said_by: dict[str, _Source] = {}
     for source in reversed(sources):
@@ -217,6 +229,7 @@ def load(**given: Any) -> Settings:
         wrong = str(error.errors(include_input=False, include_context=False)[0]["loc"][0])
     else:
         settings._root = project.root  # noqa: SLF001  # they are set here and nowhere else
+        settings._found = found  # noqa: SLF001
         settings._names = {key: source.name(key) for key, source in said_by.items()}  # noqa: SLF001
         return settings
     # Outside of the block above: pydantic's error holds all values, and a chained error may be printed too.

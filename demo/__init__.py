@@ -1,1 +1,1 @@
-"""The demo: twenty orders travel through the example agents, over a real broker, before your eyes."""
+"""The demo: twenty orders travel through the example agents, over a broker, before your eyes."""

@@ -1,4 +1,4 @@
-"""Twenty orders through the example agents, on a real broker. All that it starts is gone at the end."""
+"""Twenty orders through the example agents, on a broker. All that it starts is gone at the end."""
 
 import argparse
 import asyncio
@@ -16,6 +16,7 @@ from rich.console import Console
 from choreo import ChoreoError
 from choreo.loader import load_all
 from choreo.observe import logs
+from choreo.operate.development import Kind
 from choreo.settings import load
 from demo import hints, orders
 from demo.broker import opened
@@ -37,13 +38,19 @@ def main() -> int:
         default=bool(os.environ.get("KEEP")),
         help="keep broker and agents until Ctrl-C, to look around from a second terminal [env: KEEP]",
     )
-    keep = parser.parse_args().keep
+    parser.add_argument(
+        "--broker",
+        type=Kind,
+        choices=list(Kind),
+        help="start this one; the default is the broker that CHOREO_URL names, else the embedded one",
+    )
+    options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has us started with it ignored
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
     logs.configure("critical")  # the watcher's; the agents log to files
     try:
-        return perform(Console(highlight=False), keep=keep)
+        return perform(Console(highlight=False), options.broker, keep=options.keep)
     except ChoreoError as error:
         print(f"demo: {error.message}", file=sys.stderr)
         if error.way_out:
@@ -53,7 +60,7 @@ def main() -> int:
         return 130
 
 
-def perform(console: Console, *, keep: bool) -> int:
+def perform(console: Console, kind: Kind | None, *, keep: bool) -> int:
     """Get a broker and the agents, let the orders run, and end everything, whatever happens."""
     began = time.monotonic()
     reloading = keep and importlib.util.find_spec("watchfiles") is not None
@@ -75,7 +82,7 @@ def perform(console: Console, *, keep: bool) -> int:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="choreo-demo-")))
         everyone = [*load_all(load().agents_folder), watching]
-        broker = stack.enter_context(opened(folder / "rabbitmq", everyone))
+        broker = stack.enter_context(opened(kind, everyone))
         console.print(f"broker   {broker.text}", soft_wrap=True)
         options = ["--reload"] if reloading else []
         processes = stack.enter_context(Processes(folder, broker.environment, *options))

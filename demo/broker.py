@@ -1,4 +1,4 @@
-"""The broker of the demo: the one that is named, in a namespace that nobody else has, or a private one."""
+"""The broker of the demo: the one that is named, in a namespace that nobody else has, or one that it starts."""
 
 import asyncio
 import os
@@ -7,15 +7,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import aio_pika
 from aio_pika.exceptions import AMQPError
 
 from choreo import Agent
-from choreo.errors import BrokerUnreachable
-from choreo.rabbit.node import Node
-from choreo.rabbit.release import INSTALL, find_server
+from choreo.operate import development
+from choreo.operate.development import Kind
 from choreo.rabbit.session import connect
 from choreo.settings import Settings, load
 from choreo.topology import Topology
@@ -36,24 +34,22 @@ class Broker:
 
 
 @contextmanager
-def opened(folder: Path, agents: Sequence[Agent]) -> Iterator[Broker]:
-    """Give the broker that CHOREO_URL or another setting names, else a private one with its files in `folder`.
+def opened(kind: Kind | None, agents: Sequence[Agent]) -> Iterator[Broker]:
+    """Start a broker of this kind. None: the one that CHOREO_URL or another setting names, else the embedded one.
 
-    At the end the private one is gone, and so is what `agents` declared on a named one. Raises BrokerUnreachable,
-    also when none is named and no RabbitMQ server is installed, and AccessRefused.
+    At the end the started one is gone, and so is what `agents` declared on a named one. Raises BrokerUnreachable,
+    AccessRefused, and ConfigurationError, such as when no RabbitMQ server is installed.
     """
     settings = load()
-    with _named(settings, agents) if "url" in settings.model_fields_set else _private(folder) as broker:
+    named = "url" in settings.model_fields_set and settings.found is None
+    with _named(settings, agents) if named and kind is None else _started(kind or Kind.EMBEDDED) as broker:
         yield broker
 
 
 @contextmanager
-def _private(folder: Path) -> Iterator[Broker]:
-    if find_server() is None:
-        raise BrokerUnreachable("no broker is named in CHOREO_URL and no RabbitMQ server is installed", INSTALL)
-    with Node.start(folder) as node:
-        variables = {"CHOREO_URL": f"amqp://127.0.0.1:{node.port}", "CHOREO_NAMESPACE": "demo"}
-        yield Broker(f"RabbitMQ {node.version}, a private node on port {node.port}", variables)
+def _started(kind: Kind) -> Iterator[Broker]:
+    with development.opened(kind, port=0 if kind is Kind.EMBEDDED else None) as place:
+        yield Broker(place.text, {"CHOREO_URL": place.url, "CHOREO_NAMESPACE": "demo"})
 
 
 @contextmanager

@@ -12,6 +12,8 @@ ORDER = '{"order": "2001", "total": "14.00", "currency": "EUR", "items": {"book"
 def over() -> str:
     """Return what can be done when the demo is over and its broker is gone."""
     return "\nTry next:\n" + _commands(
+        ("make demo BROKER=rabbitmq", "the same on a RabbitMQ of its own"),
+        (f"{choreo()} dev", "broker and agents for yourself; other terminals find them"),
         ("make demo KEEP=1", "the same, and it stays until Ctrl-C: inspect, publish, dead letters"),
         (f"{choreo()} graph", "who emits and who takes what, read from the signatures"),
         (f"{choreo()} check", "what would be wrong with it"),

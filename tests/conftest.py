@@ -1,6 +1,7 @@
 """A private RabbitMQ node for the tests that need one, and the real `choreo` program for those that run it.
 
 CHOREO_TEST_RABBITMQ_ROOT: the root folder of another filesystem, to test against the release that it holds.
+CHOREO_TEST_BROKER=embedded: test against the embedded broker; what needs the powers of a real node is skipped.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +26,9 @@ from choreo.errors import ChoreoError
 from choreo.rabbit.cluster import Cluster
 from choreo.rabbit.node import Node
 from choreo.rabbit.release import INSTALL, find_server
+from choreo.server.background import EmbeddedBroker
 
+EMBEDDED = os.environ.get("CHOREO_TEST_BROKER") == "embedded"
 ROOT = Path(os.environ["CHOREO_TEST_RABBITMQ_ROOT"]) if os.environ.get("CHOREO_TEST_RABBITMQ_ROOT") else None
 MISSING = "RabbitMQ was not found"
 
@@ -43,13 +47,18 @@ def release(server: Path) -> str:
 
 
 def pytest_report_header() -> str:
+    if EMBEDDED:
+        return "the embedded broker, in place of RabbitMQ"
     server = find_server(ROOT)
     return f"RabbitMQ {release(server)} from {server}" if server is not None else f"{MISSING}: {INSTALL}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "new_node" in getattr(item, "fixturenames", ()):
+        real = item.get_closest_marker("real_node")
+        if EMBEDDED and real is not None:
+            item.add_marker(pytest.mark.skip(reason=f"the embedded broker has no {real.args[0]}"))
+        if {"node", "new_node"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("broker")
 
 
@@ -65,6 +74,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def new_node() -> Callable[..., Node]:
     """`Node.start` for the release under test. Without one the test is skipped, or fails where CI is set."""
+    if EMBEDDED:
+        pytest.skip("it starts a RabbitMQ of its own, and the embedded broker is under test")
     if find_server(ROOT) is not None:
         return lambda directory, **options: Node.start(directory, root=ROOT, **options)
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
@@ -72,10 +83,51 @@ def new_node() -> Callable[..., Node]:
     pytest.skip(MISSING)
 
 
+@dataclass
+class EmbeddedNode:
+    """The embedded broker in the place of a node; a test that asks for more than there is is skipped."""
+
+    broker: EmbeddedBroker
+    version = "4.3.6"  # whose behaviour it has
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.broker.port}/"
+
+    @property
+    def port(self) -> int:
+        return self.broker.port
+
+    def ctl(self, command: str, *arguments: str) -> str:
+        match command:
+            case "add_vhost":
+                self.broker.call(lambda listener: listener.add_vhost(arguments[0]))
+            case "delete_vhost":
+                self.broker.call(lambda listener: listener.drop_vhost(arguments[0]))
+            case "set_permissions":
+                pass
+            case "delete_queue":
+                self.broker.call(
+                    lambda listener: listener.brokers["/"].drop_queue(listener.brokers["/"].queue(arguments[0]))
+                )
+            case "close_all_connections":
+                self.broker.call(lambda listener: listener.shut(arguments[-1]))
+            case _:
+                pytest.skip(f"the embedded broker has no rabbitmqctl {command}")
+        return ""
+
+    def __getattr__(self, name: str) -> Any:
+        pytest.skip(f"the embedded broker has no `{name}` of a node")
+
+
 @pytest.fixture(scope="session")
-def node(new_node: Callable[..., Node], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node | EmbeddedNode]:
     """The node that tests share. Who stops or kills a node takes `fresh_node`."""
-    node = new_node(tmp_path_factory.mktemp("node"))
+    if EMBEDDED:
+        with EmbeddedBroker(EmbeddedNode.version, port=0) as broker:
+            yield EmbeddedNode(broker)
+        return
+    node = request.getfixturevalue("new_node")(tmp_path_factory.mktemp("node"))
     yield node
     node.kill()
 

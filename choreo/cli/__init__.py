@@ -15,7 +15,7 @@ from pathlib import Path
 import typer
 
 import choreo
-from choreo.cli import bench, check, dlq, graph, inspect, publish, run
+from choreo.cli import bench, check, dev, dlq, graph, inspect, publish, run
 from choreo.errors import ChoreoError, ConfigurationError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command("dev")(dev.dev)
 app.command("run")(run.run)
 app.command("publish")(publish.publish)
 app.command("inspect")(inspect.inspect)

@@ -155,6 +155,7 @@ def _settings(agent: str, url: str | None) -> Settings:
     check_name(agent)
     settings = load(url=url)
     logs.configure(settings.log_level, settings.log_format)
+    out.note_broker(settings)
     return settings
 
 

@@ -76,6 +76,7 @@ def inspect(
 
     settings = load(url=url)
     logs.configure(settings.log_level, settings.log_format)  # agents that log while imported keep off the data
+    out.note_broker(settings)
     pause = _seconds(interval)
     management = _management(settings)
     agents = _agents(what, settings, may_be_none=management is not None)

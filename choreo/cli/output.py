@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import typer
 
 from choreo.cli.options import Output
+
+if TYPE_CHECKING:
+    from choreo.settings import Settings
 
 T = TypeVar("T")
 
@@ -60,6 +63,12 @@ def table(found: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
 def note(text: str) -> None:
     """Say something to the person at the terminal, on stderr."""
     typer.echo(text, err=True)
+
+
+def note_broker(settings: Settings) -> None:
+    """Say which broker is used when nobody named one: that of the project's `choreo dev`."""
+    if settings.found is not None:
+        note(f"choreo: broker {settings.found.text}")
 
 
 @contextmanager

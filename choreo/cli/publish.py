@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from choreo.cli.options import Output, OutputOption, Url
-from choreo.cli.output import note, progress, wait_for
+from choreo.cli.output import note, note_broker, progress, wait_for
 
 if TYPE_CHECKING:
     from choreo.message import Message
@@ -71,6 +71,7 @@ def publish(
         raise UsageError("--id is for one event, --count and --lines are for many", "leave one of them out")
     if not dry_run:
         settings.brokers()  # a URL that cannot be used is said before anything is read
+        note_broker(settings)
     form = _form(topic, changes or (), settings, raw=raw)
     with _read(form, data, lines=lines) as bodies:
         messages = ((line, form.message(body, **make_ids)) for line, body in bodies for _ in range(count))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -74,19 +75,22 @@ def run(  # noqa: PLR0917 - typer makes an option of each
         health_host=health_host,
     )
     logs.configure(settings.log_level, settings.log_format)
+    output.note_broker(settings)
     # With --reload a file that cannot be imported is for its process to say: the next change may mend it.
-    agents = _agents(names or [], settings, everyone=everyone) if not reload or (apart and everyone) else []
+    agents = find(names or [], settings, everyone=everyone) if not reload or (apart and everyone) else []
     if processes > 1 or reload or apart:
         named = names or ([agent.name for agent in agents] if apart else ["--all"])
-        code = _supervise([[each] for each in named] if apart else [named], settings, processes, reload=reload)
+        groups = [[each] for each in named] if apart else [named]
+        code = output.wait_for(supervise(groups, settings, processes, reload=reload))
     else:
         from choreo.runtime.service import serve
 
         code = output.wait_for(serve(agents, settings))
-    _exit(code)
+    end(code)
 
 
-def _agents(names: list[str], settings: Settings, *, everyone: bool) -> list[Agent]:
+def find(names: list[str], settings: Settings, *, everyone: bool) -> list[Agent]:
+    """Return the agents that are named, or all in the agents folder; it is an error to have none."""
     from choreo import loader
     from choreo.errors import ConfigurationError, UsageError
 
@@ -107,7 +111,18 @@ def _agents(names: list[str], settings: Settings, *, everyone: bool) -> list[Age
     return list({agent.name: agent for agent in agents.values()}.values())
 
 
-def _supervise(groups: list[list[str]], settings: Settings, processes: int, *, reload: bool) -> int:
+async def supervise(
+    groups: Sequence[Sequence[str]],
+    settings: Settings,
+    processes: int = 1,
+    *,
+    reload: bool,
+    on_ready: Callable[[], None] = lambda: None,
+) -> int:
+    """Run `processes` of each group of agents until a signal ends them; return the exit code.
+
+    With `reload` they start anew when a file changes. `on_ready` is called once, when all are ready for the first time.
+    """
     from choreo.errors import ConfigurationError
     from choreo.runtime.processes import Supervisor, command
 
@@ -122,15 +137,11 @@ def _supervise(groups: list[list[str]], settings: Settings, processes: int, *, r
         value = getattr(settings, name)
         os.environ[f"CHOREO_{name.upper()}"] = str(getattr(value, "get_secret_value", lambda v=value: v)())
     commands = [command(arguments) for arguments in groups for _ in range(processes)]
-
-    async def supervised() -> int:
-        watched = (settings.agents_folder,) if reload else ()
-        return await Supervisor(commands, settings, watched).run()
-
-    return output.wait_for(supervised())
+    watched = (settings.agents_folder,) if reload else ()
+    return await Supervisor(commands, settings, watched, on_ready).run()
 
 
-def _exit(code: int) -> None:
+def end(code: int) -> None:
     """End the process, also when a reaction's thread hangs: Python would wait for it for ever."""
     if any(thread.name.startswith("reaction") for thread in threading.enumerate()):
         sys.stdout.flush()

@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -92,12 +92,22 @@ class _Process:
 
 
 class Supervisor:
-    """Keeps a process of each of `commands` running until a signal ends them all."""
+    """Keeps a process of each of `commands` running until a signal ends them all.
 
-    def __init__(self, commands: Sequence[Sequence[str]], settings: Settings, watched: Sequence[Path] = ()) -> None:
+    `on_ready` is called once, when all are ready for the first time.
+    """
+
+    def __init__(
+        self,
+        commands: Sequence[Sequence[str]],
+        settings: Settings,
+        watched: Sequence[Path] = (),
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
         self._commands = commands
         self._settings = settings
         self._watched = watched
+        self._on_ready = on_ready
         self._processes: list[_Process] = []
         self._stopping = asyncio.Event()
         self._hopeless: int | None = None
@@ -199,6 +209,7 @@ class Supervisor:
             if self.ready and not announced:
                 announced = True
                 self._notifier.ready()
+                self._on_ready()
             if self.status != said:
                 said = self.status
                 self._notifier.status(said)

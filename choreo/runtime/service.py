@@ -57,8 +57,11 @@ class Stop:
         return INTERRUPTED if self.count > 1 and self.interrupted else OUT_OF_TIME
 
 
-async def serve(agents: Sequence[Agent], settings: Settings) -> int:
-    """Run `agents` in this process until a signal ends it; return the exit code. Raises what Worker.run raises."""
+async def serve(agents: Sequence[Agent], settings: Settings, on_ready: Callable[[], None] = lambda: None) -> int:
+    """Run `agents` in this process until a signal ends it; return the exit code. Raises what Worker.run raises.
+
+    `on_ready` is called once, when all consume for the first time.
+    """
     name = f"choreo {' '.join(agent.name for agent in agents)} {os.getpid()}"
     worker = Worker(agents, settings, rabbit.Connector(settings.brokers(), name=name, fast=settings.lane))
     loop = asyncio.get_running_loop()
@@ -77,7 +80,7 @@ async def serve(agents: Sequence[Agent], settings: Settings) -> int:
 
     stop = Stop(drain, at_once)
     notifier = Notifier.from_environment()
-    worker.watch(_reporter(notifier))
+    worker.watch(_reporter(notifier, on_ready))
     supervised = SUPERVISED in os.environ  # then the supervisor serves the endpoint for all its processes
     port = None if supervised else settings.health_port
     async with (
@@ -140,7 +143,7 @@ async def watchdog(notifier: Notifier, healthy: Callable[[], bool] = lambda: Tru
             task.cancel()
 
 
-def _reporter(notifier: Notifier) -> Callable[[Worker], None]:
+def _reporter(notifier: Notifier, on_ready: Callable[[], None]) -> Callable[[Worker], None]:
     announced = False
 
     def report(worker: Worker) -> None:
@@ -148,6 +151,7 @@ def _reporter(notifier: Notifier) -> Callable[[Worker], None]:
         if worker.ready and not announced:
             announced = True
             notifier.ready()
+            on_ready()
         if worker.state is State.DRAINING:
             notifier.stopping()
         notifier.status(worker.status)

@@ -442,6 +442,7 @@ async def test_letter_that_dies_again_is_not_replayed_twice(
     await desk.ready(names.dlq("till"), 150)
 
 
+@pytest.mark.real_node("policies")
 async def test_letter_that_is_refused_stays(desk: Desk, node: Node, namespace: str, dlq):
     """The broker takes three and no more: exit 3, and stderr names one that was not replayed, and why."""
     await desk.bury(*range(6))
@@ -461,6 +462,7 @@ async def test_letter_that_is_refused_stays(desk: Desk, node: Node, namespace: s
     assert left == [failure["id"] for failure in report["failures"]]
 
 
+@pytest.mark.real_node("policies")
 async def test_replay_gives_up_when_the_broker_refuses_everything(desk: Desk, node: Node, namespace: str, dlq):
     """Ten are tried and nothing is changed, not even the order."""
     await desk.bury(*range(40))
@@ -484,6 +486,7 @@ async def test_replay_without_the_agents_queue_changes_nothing(desk: Desk, node:
     assert first["error"] == "number 1"
 
 
+@pytest.mark.real_node("list of connections")
 @pytest.mark.parametrize("which", ["both", "the consuming one"])
 async def test_connection_that_is_lost_during_a_replay_loses_nothing(desk: Desk, node: Node, vhost: str, which: str):
     """What was done is said; a letter is in one of the two queues, hardly any of them in both."""

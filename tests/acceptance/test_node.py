@@ -306,6 +306,7 @@ def test_start_is_bounded(start_node: Callable[..., Node], tmp_path: Path) -> No
     assert start_node(tmp_path / "slow").running
 
 
+@pytest.mark.real_node("rabbitmqctl")
 def test_refusal_of_rabbitmqctl_is_an_error(node: Node) -> None:
     with pytest.raises(ConfigurationError, match=r"(?s)rabbitmqctl delete_vhost.*no_such"):
         node.ctl("delete_vhost", "no_such")

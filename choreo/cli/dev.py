@@ -1,0 +1,143 @@
+"""`choreo dev`: a broker and the agents, by one command, on a machine with nothing but Python."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from choreo.cli import output, run
+from choreo.cli.options import Url
+
+if TYPE_CHECKING:
+    from choreo.operate.development import Kind, Place
+    from choreo.settings import Settings
+
+_SHOWN: Final = 3  # events that the start shows how to publish
+
+
+def dev(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Agents to run; all by default.", show_default=False)
+    ] = None,
+    *,
+    broker: Annotated[
+        str | None,
+        typer.Option(
+            "--broker",
+            metavar="embedded|rabbitmq",
+            help="Start this one: choreo's own, or a private RabbitMQ node. [default: the broker that is named in"
+            " CHOREO_URL or another setting, else embedded]",
+            show_default=False,
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Where it listens; 0: any free port. [default: 5672]", show_default=False),
+    ] = None,
+    persist: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep what is durable in this file, over restarts.", show_default=False),
+    ] = None,
+    reload: Annotated[bool, typer.Option("--reload", help="Start the agents anew when one of their files changes.")] = (
+        False
+    ),
+    url: Url = None,
+) -> None:
+    """Start a broker and the agents beside it, until Ctrl-C. For development, on this machine alone.
+
+    Other commands in the same project (publish, inspect, dlq, run) find this broker by themselves, unless a setting
+    names another one.
+    """
+    from choreo.observe import logs
+    from choreo.settings import load
+
+    began = time.monotonic()
+    settings = load(url=url)
+    logs.configure(settings.log_level, settings.log_format)
+    kind = _kind(settings, broker, port, persist, url=url)
+    with ExitStack() as stack:
+        place = None if kind is None else _start(stack, kind, settings, port, persist)
+        if place is None:
+            output.note(f"broker   {settings.brokers()[0].censored}, named in {settings.name_of('url')}")
+        else:
+            settings = load(url=place.url)
+
+        def ready() -> None:
+            output.note(f"ready    in {time.monotonic() - began:.1f} s; Ctrl-C ends it")
+
+        serving = _serving(names or [], settings, ready, reload=reload)
+        code = output.wait_for(serving if place is None else _beside(place, serving))
+    run.end(code)
+
+
+def _kind(
+    settings: Settings, broker: str | None, port: int | None, persist: Path | None, *, url: str | None
+) -> Kind | None:
+    """Return which broker to start; None for the one that is named."""
+    from choreo.errors import UsageError
+    from choreo.operate.development import Kind
+
+    if broker is not None and broker not in list(Kind):
+        raise UsageError(f"--broker {broker!r:.40} is none", f"one of {', '.join(Kind)}")
+    named = settings.found is None and "url" in settings.model_fields_set
+    kind = Kind(broker) if broker is not None else None if named else Kind.EMBEDDED
+    if url is not None and kind is not None:
+        raise UsageError("--url names a broker and --broker starts one", "say one of the two")
+    if kind is None and (port is not None or persist is not None):
+        option = "--port" if port is not None else "--persist"
+        raise UsageError(
+            f"{option} is for a broker that is started, and {settings.name_of('url')} names one",
+            "say --broker embedded to start one all the same",
+        )
+    if kind is Kind.RABBITMQ and persist is not None:
+        raise UsageError("--persist is for the embedded broker", "leave one of --broker rabbitmq and --persist out")
+    return kind
+
+
+def _start(stack: ExitStack, kind: Kind, settings: Settings, port: int | None, persist: Path | None) -> Place:
+    from choreo import beacon
+    from choreo.operate import development
+
+    fire = stack.enter_context(beacon.light(settings.root))
+    place = stack.enter_context(development.opened(kind, port=port, persist=persist))
+    fire.shine(place.url, place.kind)
+    output.note(f"broker   {place.text}")
+    if settings.found is None and "url" in settings.model_fields_set:
+        output.note(f"         other commands go on using the broker that {settings.name_of('url')} names")
+    return place
+
+
+def _serving(
+    names: list[str], settings: Settings, ready: Callable[[], None], *, reload: bool
+) -> Coroutine[Any, Any, int]:
+    """Say who runs and how to put an event in; return what runs them."""
+    from choreo import loader
+    from choreo.operate.development import nobody, ways_in
+    from choreo.runtime.service import serve
+
+    folder = settings.agents_folder
+    if not names and not folder.is_dir():
+        output.note(f"agents   none: there is no folder {folder}; only the broker runs")
+        return nobody(ready)
+    if reload:  # nothing is imported here: a file that is broken may be mended by the next change
+        shown = ", ".join(names or loader.known(folder))
+        output.note(f"agents   {shown}; in a process of their own, which starts anew when a file changes")
+        return run.supervise([names or ["--all"]], settings, reload=True, on_ready=ready)
+    agents = run.find(names, settings, everyone=not names)
+    output.note(f"agents   {', '.join(agent.name for agent in agents)}; in this process")
+    for topic, example in ways_in(agents)[:_SHOWN]:
+        output.note(f"publish  choreo publish {topic} {shlex.quote(example) if example else '@event.json'}")
+    output.note(f"look     choreo inspect; choreo dlq list {agents[0].name}")
+    return serve(agents, settings, ready)
+
+
+async def _beside(place: Place, serving: Coroutine[Any, Any, int]) -> int:
+    from choreo.operate.development import beside
+
+    return await beside(place, serving)

@@ -1,0 +1,128 @@
+"""The properties of a message as the bytes that came: what the broker has to know is found in them, the rest stays."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from typing import Any, Final, Self
+
+from choreo.rabbit import decode, encode
+
+_HEADERS: Final = 0x2000
+_EXPIRATION: Final = 0x0100
+_U32: Final = struct.Struct(">I")
+REPLY_TO: Final = "amq.rabbitmq.reply-to"  # https://www.rabbitmq.com/docs/direct-reply-to
+_REPLY_TO: Final = bytes((len(REPLY_TO),)) + REPLY_TO.encode()
+_CC: Final = b"\x02CC"
+_BCC: Final = b"\x03BCC"
+
+
+class RawProperties:
+    """`raw`: flags and values, as they stand in a content header. Fulfils `choreo.embedded.message.Properties`.
+
+    Raises ValueError when they are not what AMQP says of them.
+    """
+
+    __slots__ = (
+        "_end",
+        "_expiration_at",
+        "_reply_to_at",
+        "_start",
+        "delivery_mode",
+        "expiration",
+        "priority",
+        "raw",
+        "user_id",
+    )
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+        self._start = self._end = 2  # of the header table, its length included
+        self._expiration_at = self._reply_to_at = 0
+        self.delivery_mode: int | None = None
+        self.priority: int | None = None
+        self.expiration: str | None = None
+        self.user_id: str | None = None
+        try:
+            end = self._find(raw, raw[0] << 8 | raw[1])
+        except (IndexError, struct.error):
+            end = -1
+        if end != len(raw):
+            raise ValueError("malformed properties")
+
+    def _find(self, raw: bytes, flags: int) -> int:  # noqa: C901, PLR0912 - one step per property
+        """Note what the broker reads; return where the last property ends."""
+        if flags & 0x0003:  # no property has these, and a second word of flags would hold none either
+            return -1
+        at = 2
+        if flags & 0x8000:
+            at += 1 + raw[at]
+        if flags & 0x4000:
+            at += 1 + raw[at]
+        self._start = self._end = at
+        if flags & _HEADERS:
+            at += 4 + _U32.unpack_from(raw, at)[0]
+            self._end = at
+        if flags & 0x1000:
+            self.delivery_mode = raw[at]
+            at += 1
+        if flags & 0x0800:
+            self.priority = raw[at]
+            at += 1
+        if flags & 0x0400:
+            at += 1 + raw[at]
+        if flags & 0x0200:
+            if raw.startswith(_REPLY_TO, at):
+                self._reply_to_at = at
+            at += 1 + raw[at]
+        if flags & _EXPIRATION:
+            self._expiration_at = at
+            self.expiration, at = decode.short(raw, at)
+        if flags & 0x0080:
+            at += 1 + raw[at]
+        if flags & 0x0040:
+            at += 8
+        if flags & 0x0020:
+            at += 1 + raw[at]
+        if flags & 0x0010:
+            self.user_id, at = decode.short(raw, at)
+        if flags & 0x0008:
+            at += 1 + raw[at]
+        if flags & 0x0004:
+            at += 1 + raw[at]
+        return at
+
+    @property
+    def headers(self) -> Mapping[str, Any] | None:
+        """See Properties. A table that nobody can read counts as empty."""
+        return decode.message(self.raw, b"").headers if self._end > self._start else None
+
+    @property
+    def copies(self) -> tuple[list[Any], list[Any]] | None:
+        """See Properties."""
+        if self._end <= self._start + 4:
+            return None
+        if self.raw.find(_CC, self._start, self._end) < 0 and self.raw.find(_BCC, self._start, self._end) < 0:
+            return None
+        headers = self.headers or {}
+        return (headers.get("CC", []), headers.get("BCC", [])) if "CC" in headers or "BCC" in headers else None
+
+    @property
+    def wants_direct_reply(self) -> bool:
+        """Whether the publisher waits for the reply as its own direct reply-to consumer."""
+        return self._reply_to_at > 0
+
+    def replying_to(self, queue: str) -> Self:
+        """Return these properties with the queue of that consumer as where to reply."""
+        at = self._reply_to_at
+        return type(self)(self.raw[:at] + encode.short(queue) + self.raw[at + len(_REPLY_TO) :])
+
+    def replaced(self, headers: Mapping[str, Any], *, expires: bool) -> Self:
+        """See Properties."""
+        raw, tail = self.raw, self.raw[self._end :]
+        flags = (raw[0] << 8 | raw[1]) | _HEADERS
+        if self._expiration_at and not expires:
+            flags &= ~_EXPIRATION
+            at = self._expiration_at
+            tail = raw[self._end : at] + raw[at + 1 + raw[at] :]
+        return type(self)(flags.to_bytes(2) + raw[2 : self._start] + encode.table(dict(headers)) + tail)
