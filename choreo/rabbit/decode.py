@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from choreo.message import FarTime, Message
+from choreo.rabbit.layouts import Layouts
 
 _MAX_DEPTH: Final = 64  # tables and lists within each other; choreo reads events with half of that
 _MAX_NAMES: Final = 4096
@@ -23,6 +24,7 @@ _U64: Final = struct.Struct(">Q")
 _S64: Final = struct.Struct(">q")
 _LATEST: Final = 253_402_300_799  # seconds: the end of the year 9999, beyond which Python knows no dates
 
+_layouts = Layouts()
 _names: dict[bytes, str] = {}  # header names repeat from message to message
 
 
@@ -52,10 +54,17 @@ def _message(data: bytes, body: bytes) -> Message:  # noqa: C901, PLR0912 - one 
         content_encoding, pos = short(data, pos)
     if flags & 0x2000:
         end = pos + 4 + _U32.unpack_from(data, pos)[0]
-        try:
-            headers = _table(data, pos + 4, end, 1)
-        except (_UnreadableError, IndexError, struct.error):
-            unread = data[pos + 4 : end]
+        table = data[pos + 4 : end]
+        found = _layouts.read(table)
+        if found is not None:
+            headers = found
+        else:
+            try:
+                headers = _table(data, pos + 4, end, 1)
+            except (_UnreadableError, IndexError, struct.error):
+                unread = table
+            else:
+                _layouts.learn(table, headers)
         pos = end
     if flags & 0x1000:
         pos += 1  # delivery mode: choreo's queues keep everything

@@ -53,9 +53,19 @@ delivery outlasts the broker's patience (see `prefetch` in [settings](settings.m
 
 def write(kept: Mapping[str, Any]) -> None:
     """Write the page and the picture."""
-    PAGE.write_text("\n".join(chain([_OPENING], _goals(kept), _comparison(kept), _growth(kept))).rstrip() + "\n")
+    PAGE.write_text(text(kept))
     if "comparison" in kept:
-        PICTURE.write_text(chart.draw(list(_panels(kept["comparison"]["workloads"]))))
+        PICTURE.write_text(picture(kept["comparison"]["workloads"]))
+
+
+def text(kept: Mapping[str, Any]) -> str:
+    """Return the page; a group of workloads that was never run has no section."""
+    return "\n".join(chain([_OPENING], _goals(kept), _comparison(kept), _growth(kept))).rstrip() + "\n"
+
+
+def picture(workloads: Mapping[str, goals.Figures]) -> str:
+    """Return the bar charts as SVG."""
+    return chart.draw(list(_panels(workloads)))
 
 
 def _goals(kept: Mapping[str, Any]) -> Iterator[str]:

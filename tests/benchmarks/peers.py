@@ -102,7 +102,7 @@ CONTENDERS: Final = (
         command=("node", "tests/benchmarks/contenders/with_amqplib.js"),
         queues=PLAIN,
         pace=4,
-        settings="the callback API, one confirm channel; `JSON.parse` is all the validation",
+        settings="the callback API, one confirm channel, `noDelay`; `JSON.parse` is all the validation",
         versions=_amqplib,
         needs=_NODE / "node_modules/amqplib",
     ),

@@ -71,7 +71,7 @@ function consume(channel) {
   });
 }
 
-amqplib.connect(url, (error, connection) => {
+amqplib.connect(url, { noDelay: true }, (error, connection) => {
   check(error);
   connection.createConfirmChannel((error, channel) => {
     check(error);
