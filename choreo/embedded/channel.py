@@ -77,13 +77,15 @@ class Channel:
             return
         self.open = False
         del self.connection.channels[self.number]
-        consumers, self.consumers = list(self.consumers.values()), {}
-        for consumer in consumers:
-            if not consumer.queue.gone:
-                consumer.queue.unsubscribe(consumer)
+        left = dict.fromkeys(consumer.queue for consumer in self.consumers.values())
+        for consumer in self.consumers.values():
+            consumer.queue.unsubscribe(consumer)
+        self.consumers.clear()
         # In RabbitMQ one consumer's after the other's, as they came, but nobody gets any before all are back.
         held = sorted(self._collect(0, multiple=True), key=lambda each: (each.queue.name, each.consumer.order))
         _put_back(held, lambda each: each.queue.name, failed=True)
+        for queue in left:
+            queue.carry_on()
         for queue in self.broker.by_name.values():
             queue.leave(self)
         self.broker.catch_up()
@@ -282,6 +284,7 @@ class Channel:
         consumer = self.consumers.pop(consumer_tag, None)
         if consumer is not None:
             consumer.queue.unsubscribe(consumer)
+            consumer.queue.carry_on()
 
     @_method(60, 70)
     def get(self, queue: str, *, no_ack: bool = False) -> Got | None:
