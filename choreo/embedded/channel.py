@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from choreo.embedded import arguments as queue_arguments
 from choreo.embedded import declaring
-from choreo.embedded.consumers import Consumer, Held
+from choreo.embedded.consumers import Consumer, Held, put_back, refuse
 from choreo.embedded.exchanges import Binding
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.message import Properties
@@ -83,7 +82,7 @@ class Channel:
         self.consumers.clear()
         # In RabbitMQ one consumer's after the other's, as they came, but nobody gets any before all are back.
         held = sorted(self._collect(0, multiple=True), key=lambda each: (each.queue.name, each.consumer.order))
-        _put_back(held, lambda each: each.queue.name, failed=True)
+        put_back(held, lambda each: each.queue.name, failed=True)
         for queue in left:
             queue.carry_on()
         for queue in self.broker.by_name.values():
@@ -322,19 +321,19 @@ class Channel:
     @_method(60, 120)
     def nack(self, delivery_tag: int, *, multiple: bool = False, requeue: bool = True) -> None:
         """basic.nack: give back, or dead-letter. Errors: 406."""
-        _refuse(self._collect(delivery_tag, multiple=multiple), requeue=requeue, failed=False)
+        refuse(self._collect(delivery_tag, multiple=multiple), requeue=requeue, failed=False)
 
     @_method(60, 90)
     def reject(self, delivery_tag: int, *, requeue: bool = True) -> None:
         """basic.reject; unlike nack, it counts as a failed delivery of a quorum queue. Errors: 406."""
-        _refuse(self._collect(delivery_tag, multiple=False), requeue=requeue, failed=True)
+        refuse(self._collect(delivery_tag, multiple=False), requeue=requeue, failed=True)
 
     @_method(60, 110)
     def recover(self, *, requeue: bool = True) -> None:
         """basic.recover: all unsettled deliveries of this channel go back. Errors: 540."""
         if not requeue:
             raise AmqpError(540, "requeue=false")
-        _refuse(self._collect(0, multiple=True), requeue=True, failed=False)
+        refuse(self._collect(0, multiple=True), requeue=True, failed=False)
 
     # -- within ---------------------------------------------------------------------------------------------------
 
@@ -368,28 +367,6 @@ class Channel:
                         break
                     tags.append(each)
         return [unsettled.pop(each) for each in tags]
-
-
-def _refuse(held: list[Held], *, requeue: bool, failed: bool) -> None:
-    """Give back or dead-letter, one consumer's after the other's, in the order of their tags, as RabbitMQ does."""
-    held.sort(key=_queue_and_tag)
-    if requeue:
-        _put_back(held, _queue_and_tag, failed=failed)
-        return
-    for queue, entry, consumer in held:
-        if not queue.gone:
-            queue.reject(entry, consumer, failed=failed)
-
-
-def _put_back(held: list[Held], together: Callable[[Held], object], *, failed: bool) -> None:
-    for _, group in groupby(held, together):
-        mine = list(group)
-        if not mine[0].queue.gone:
-            mine[0].queue.put_back(mine, failed=failed)
-
-
-def _queue_and_tag(held: Held) -> tuple[str, str]:
-    return held.queue.name, held.consumer.tag
 
 
 def _not_default(*exchanges: str) -> None:
