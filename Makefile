@@ -24,9 +24,9 @@ check: setup ## format, lint, types, floors of the house
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-test: setup ## all tests; ARGS="-k retry" picks some; without RabbitMQ the tests that need it are skipped
-	@scripts/broker.sh || [ "$$CI" != true ]
-	$(BIN)/pytest $(ARGS)
+test: setup ## all tests; ARGS="-k retry" picks some; without RabbitMQ its tests are skipped; BROKER=embedded: on that one
+	@[ "$(BROKER)" = embedded ] || scripts/broker.sh || [ "$$CI" != true ]
+	CHOREO_TEST_BROKER=$(BROKER) $(BIN)/pytest $(ARGS)
 
 faults: broker ## break workers, broker and network on purpose; writes docs/reliability.md; ARGS="--faults=long" for a night
 	$(BIN)/pytest tests/faults --faults=full --faults-report docs/reliability.md $(ARGS)

@@ -29,7 +29,7 @@ CALLS = {"visit": 'visit("Ada")', "request": 'request("Ada", "Ubik")'}
 class Reader:
     """Somebody who follows a page in an empty project."""
 
-    def __init__(self, project: Path, url: str, start: Callable[..., Running]) -> None:
+    def __init__(self, project: Path, url: str | None, start: Callable[..., Running]) -> None:
         bin_ = project.parent / "bin"
         bin_.mkdir()
         script = bin_ / "choreo"
@@ -37,8 +37,16 @@ class Reader:
         script.chmod(0o755)
         self.project = project
         self.start = start
-        self.env = {"CHOREO_URL": url}
+        self.env = {} if url is None else {"CHOREO_URL": url}
         self.environment = environment(self.env) | {"PATH": f"{bin_}:{os.environ['PATH']}"}
+
+    def read(self, page: str) -> None:
+        """Do all that a page says."""
+        for language, block in BLOCK.findall((ROOT / page).read_text()):
+            if language == "python":
+                self.python(block)
+            elif language == "console":
+                self.console(block)
 
     def python(self, code: str) -> None:
         """Write a file, or run the code."""
@@ -76,12 +84,14 @@ def test_the_page_works_as_written(
     page: str, project: Path, broker_url: str, vhost: str, start_choreo: Callable[..., Running]
 ) -> None:
     """A reader who types what the page says, from its first line to its last, sees what it says."""
-    reader = Reader(project, broker_url + vhost, start_choreo)
-    for language, block in BLOCK.findall((ROOT / page).read_text()):
-        if language == "python":
-            reader.python(block)
-        elif language == "console":
-            reader.console(block)
+    Reader(project, broker_url + vhost, start_choreo).read(page)
+
+
+def test_the_page_of_the_embedded_broker_works_without_any_other(
+    project: Path, start_choreo: Callable[..., Running]
+) -> None:
+    """Nothing is named anywhere; `choreo dev` brings the broker, and the commands find it."""
+    Reader(project, None, start_choreo).read("docs/embedded.md")
 
 
 def test_the_picture_in_readme_is_the_one_that_choreo_draws(
