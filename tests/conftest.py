@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +26,7 @@ from choreo.rabbit.cluster import Cluster
 from choreo.rabbit.node import Node
 from choreo.rabbit.release import INSTALL, find_server
 from choreo.server.background import EmbeddedBroker
+from tests.embedded_node import VERSION, EmbeddedNode, EmbeddedProcess
 
 EMBEDDED = os.environ.get("CHOREO_TEST_BROKER") == "embedded"
 ROOT = Path(os.environ["CHOREO_TEST_RABBITMQ_ROOT"]) if os.environ.get("CHOREO_TEST_RABBITMQ_ROOT") else None
@@ -75,7 +75,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def new_node() -> Callable[..., Node]:
     """`Node.start` for the release under test. Without one the test is skipped, or fails where CI is set."""
     if EMBEDDED:
-        pytest.skip("it starts a RabbitMQ of its own, and the embedded broker is under test")
+        return EmbeddedProcess.start  # type: ignore[return-value]  # with as much of a node as it has
     if find_server(ROOT) is not None:
         return lambda directory, **options: Node.start(directory, root=ROOT, **options)
     if os.environ.get("CI", "").lower() not in ("", "0", "false"):
@@ -83,48 +83,11 @@ def new_node() -> Callable[..., Node]:
     pytest.skip(MISSING)
 
 
-@dataclass
-class EmbeddedNode:
-    """The embedded broker in the place of a node; a test that asks for more than there is is skipped."""
-
-    broker: EmbeddedBroker
-    version = "4.3.6"  # whose behaviour it has
-
-    @property
-    def url(self) -> str:
-        return f"amqp://guest:guest@127.0.0.1:{self.broker.port}/"
-
-    @property
-    def port(self) -> int:
-        return self.broker.port
-
-    def ctl(self, command: str, *arguments: str) -> str:
-        match command:
-            case "add_vhost":
-                self.broker.call(lambda listener: listener.add_vhost(arguments[0]))
-            case "delete_vhost":
-                self.broker.call(lambda listener: listener.drop_vhost(arguments[0]))
-            case "set_permissions":
-                pass
-            case "delete_queue":
-                self.broker.call(
-                    lambda listener: listener.brokers["/"].drop_queue(listener.brokers["/"].queue(arguments[0]))
-                )
-            case "close_all_connections":
-                self.broker.call(lambda listener: listener.shut(arguments[-1]))
-            case _:
-                pytest.skip(f"the embedded broker has no rabbitmqctl {command}")
-        return ""
-
-    def __getattr__(self, name: str) -> Any:
-        pytest.skip(f"the embedded broker has no `{name}` of a node")
-
-
 @pytest.fixture(scope="session")
 def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node | EmbeddedNode]:
     """The node that tests share. Who stops or kills a node takes `fresh_node`."""
     if EMBEDDED:
-        with EmbeddedBroker(EmbeddedNode.version, port=0) as broker:
+        with EmbeddedBroker(VERSION, port=0) as broker:
             yield EmbeddedNode(broker)
         return
     node = request.getfixturevalue("new_node")(tmp_path_factory.mktemp("node"))

@@ -63,6 +63,11 @@ class Listener:
         """Remove a virtual host; who is connected to it keeps what it has until it goes."""
         self.brokers.pop(name, None)
 
+    def delete_queue(self, name: str) -> None:
+        """Delete a queue of the first virtual host, whoever uses it. Raises AmqpError 404."""
+        broker = next(iter(self.brokers.values()))
+        broker.drop_queue(broker.queue(name))
+
     async def listen(self, port: int = PORT, hosts: Sequence[str] = LOOPBACK, *, anywhere: bool = False) -> int:
         """Listen on `port` of `hosts`, 0 for any free one; return the port.
 
