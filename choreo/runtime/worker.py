@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
@@ -14,6 +13,7 @@ from typing import Any, Final, NoReturn
 import structlog
 import tenacity
 
+from choreo import clock
 from choreo.agent import Agent
 from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.runtime import lifespan, lookout
@@ -147,7 +147,7 @@ class Worker:
         only_unreachable = tenacity.retry_if_exception_type(BrokerUnreachable)
         session = await self._connected(only_unreachable, tenacity.stop_after_delay(self._settings.wait))
         while session is not None:
-            began = time.monotonic()
+            began = clock.monotonic()
             self._change(State.CONSUMING, self._consuming)
             watch = asyncio.create_task(lookout.watch(session, self._windows, self._look_every))
             try:
@@ -159,7 +159,7 @@ class Worker:
                 watch.cancel()
                 await session.close()
             # A session that is lost again as soon as it is there must not become a storm of connections.
-            self._short_lives = self._short_lives + 1 if time.monotonic() - began < _SHORT_LIFE else 0
+            self._short_lives = self._short_lives + 1 if clock.monotonic() - began < _SHORT_LIFE else 0
             await self._sleep(min(0.1 * 2**self._short_lives, 1.0) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
             session = await self._connected(tenacity.retry_if_exception_type(ChoreoError), tenacity.stop_never)
         return await self._drain(None)
@@ -283,7 +283,7 @@ class Worker:
                 if (next_one := await arrived.get()) is None:
                     return
                 await self._deliver(courier, *next_one)
-                if time.monotonic() - self._turned > _SLICE:
+                if clock.monotonic() - self._turned > _SLICE:
                     await self._let_turn()
             except asyncio.CancelledError:
                 if courier.ending.is_set():
@@ -302,7 +302,7 @@ class Worker:
         await asyncio.sleep(0)
 
     def _has_turned(self) -> None:
-        self._turning, self._turned = False, time.monotonic()
+        self._turning, self._turned = False, clock.monotonic()
 
     async def _deliver(self, courier: Courier, session: Session, delivery: Delivery) -> None:
         try:
