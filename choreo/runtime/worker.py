@@ -157,7 +157,7 @@ class Worker:
                 await self._lost(session, watch)
             finally:
                 watch.cancel()
-                await session.close()
+                await self._abandon(session)
             # A session that is lost again as soon as it is there must not become a storm of connections.
             self._short_lives = self._short_lives + 1 if clock.monotonic() - began < _SHORT_LIFE else 0
             await self._sleep(min(0.1 * 2**self._short_lives, 1.0) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
