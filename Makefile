@@ -30,7 +30,7 @@ test: setup ## all tests; ARGS="-k retry" picks some; without RabbitMQ the tests
 faults: broker ## break workers, broker and network on purpose; writes docs/reliability.md; ARGS="--faults=long" for a night
 	$(BIN)/pytest tests/faults --faults=full --faults-report docs/reliability.md $(ARGS)
 
-bench: broker ## choreo beside its peers on a private node: ratios within one run
+bench: broker ## choreo beside its peers; writes docs/performance.md; ARGS="hop --rounds 1" for a quick look, ARGS=growth
 	@scripts/bench.sh
 	@.venv-bench/bin/python -m tests.benchmarks $(ARGS)
 
@@ -45,5 +45,5 @@ build: setup ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build --no-isolation
 
 clean: ## remove .venv and everything that these commands made
-	rm -rf .venv .venv-bench build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .bench build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -9,13 +9,13 @@ routing key is a whole event. Source: CloudEvents 1.0.2, AMQP protocol binding; 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Any, Final, TypeVar
-from uuid import uuid4
+from secrets import token_hex
+from typing import Any, Final, NamedTuple, TypeVar
 
+import jiter
 from pydantic import ValidationError
 from pydantic_core import to_json
 
@@ -44,13 +44,16 @@ from choreo.message import (
     measure,
 )
 
-_CE_PREFIXES: Final = (CE, "cloudEvents:", "cloudEvents_")
+_ID, _SOURCE = (
+    tuple(prefix + attribute for prefix in (CE, "cloudEvents:", "cloudEvents_")) for attribute in ("id", "source")
+)
+
+_INFINITIES: Final = (float("inf"), float("-inf"))
 
 E = TypeVar("E", bound=Event)
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """One opened message. A reaction to a wildcard subscription gets it in place of an event.
 
     `attempt` counts tries from 1. `causation_id` is None for an event that no event caused, `version` is None when the
@@ -85,16 +88,21 @@ class Envelope:
 
         Raises EnvelopeError with reason `undecodable` for what is not JSON, `invalid` for JSON that is no such event.
         """
-        body = strict_json(self.body)
+        body = self.body
         declared = declaration(kind)
+        if self.version is not None and self.version < declared.version:
+            fields = strict_json(body)
+            if isinstance(fields, dict):
+                body = _lifted(declared, fields, self.version)
+        else:
+            _require_strict(body)
         try:
-            if self.version is not None and self.version < declared.version and isinstance(body, dict):
-                return kind.model_validate_json(_lifted(declared, body, self.version))
-            return kind.model_validate_json(self.body)
+            event: E = kind.__pydantic_validator__.validate_json(body)  # model_validate_json costs a third more
         except ValidationError as error:
             raise EnvelopeError(
                 Reason.INVALID, f"{self.topic} {self.id} is not a valid {kind.__name__}: {explain(error)}"
             ) from error
+        return event
 
 
 def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> Envelope:
@@ -103,10 +111,11 @@ def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> 
     A message without an id gets a new one, and without a correlation it starts a transaction of its own. Raises
     EnvelopeError: body above `max_body` bytes, a content type other than JSON, headers that are not what they claim.
     """
-    if len(message.body) > max_body:
-        raise EnvelopeError(Reason.TOO_LARGE, f"the body has {len(message.body)} bytes, at most {max_body} are read")
-    if message.content_type not in (None, "", "application/json"):
-        _check_content_type(str(message.content_type))
+    body, headers = message.body, message.headers
+    if len(body) > max_body:
+        raise EnvelopeError(Reason.TOO_LARGE, f"the body has {len(body)} bytes, at most {max_body} are read")
+    if message.content_type != "application/json":
+        _check_content_type(message.content_type)
     if message.content_encoding and message.content_encoding.lower() not in ("utf-8", "identity"):
         raise EnvelopeError(
             Reason.CONTENT_TYPE,
@@ -116,30 +125,34 @@ def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> 
         raise EnvelopeError(
             Reason.HEADERS, f"the headers, {len(message.unread)} bytes, cannot be read as AMQP has them"
         )
-    headers = message.headers
-    if len(headers) > MAX_HEADERS:
-        raise EnvelopeError(Reason.HEADERS, f"the message has {len(headers)} headers, at most {MAX_HEADERS} are read")
-    size, depth = measure(headers)
-    if size > MAX_HEADER_BYTES or depth > MAX_HEADER_DEPTH:
-        most = f"at most {MAX_HEADER_BYTES} in {MAX_HEADER_DEPTH} are read"
-        raise EnvelopeError(Reason.HEADERS, f"the headers have about {size} bytes in {depth} levels, {most}")
-    event_id = _text(headers, "id", message.message_id) or new_id()
+    if not headers:  # of a client that knows nothing of choreo
+        event_id = _text("message-id", message.message_id) or new_id()
+        source, sent = _text("app-id", message.app_id), _aware(message.timestamp)
+        correlation_id = _text("correlation-id", message.correlation_id) or event_id
+        return Envelope(
+            event_id, topic, source, sent, correlation_id, None, 0, None, 1, None, None, None, body, headers
+        )
+    _check_size(headers)
+    get = headers.get
+    event_id = _first(headers, _ID) or _text("message-id", message.message_id) or new_id()
+    time = _time(CE + "time", get(CE + "time"))
+    # In the order of the fields: by keyword this takes twice as long.
     return Envelope(
-        id=event_id,
-        topic=topic,
-        source=_text(headers, "source", message.app_id),
-        time=_time(headers, CE + "time") or _aware(message.timestamp),
-        correlation_id=_plain(headers, CORRELATION) or _bounded("correlation-id", message.correlation_id) or event_id,
-        causation_id=_plain(headers, CAUSATION),
-        hops=_count(headers, HOPS) or 0,
-        version=_count(headers, VERSION),
-        attempt=(_count(headers, ATTEMPT) or 0) + 1,
-        first_failure=_time(headers, FIRST_FAILURE),
-        traceparent=_trace(headers, TRACEPARENT),
-        tracestate=_trace(headers, TRACESTATE),
-        body=message.body,
-        headers=headers,
-        tree=_count(headers, TREE) or 1,
+        event_id,
+        topic,
+        _first(headers, _SOURCE) or _text("app-id", message.app_id),
+        _aware(message.timestamp) if time is None else time,
+        _text(CORRELATION, get(CORRELATION)) or _text("correlation-id", message.correlation_id) or event_id,
+        _text(CAUSATION, get(CAUSATION)),
+        _count(HOPS, get(HOPS)) or 0,
+        _count(VERSION, get(VERSION)),
+        (_count(ATTEMPT, get(ATTEMPT)) or 0) + 1,
+        _time(FIRST_FAILURE, get(FIRST_FAILURE)),
+        _trace(get(TRACEPARENT)),
+        _trace(get(TRACESTATE)),
+        body,
+        headers,
+        _count(TREE, get(TREE)) or 1,
     )
 
 
@@ -184,7 +197,7 @@ def enclose(
 
     Raises EnvelopeError for an id that no receiver would read.
     """
-    event_id = _bounded("the event id", event_id) or new_id()
+    event_id = _text("the event id", event_id) or new_id()
     now = clock.now()
     headers: dict[str, Any] = {
         "ce-specversion": "1.0",
@@ -197,7 +210,7 @@ def enclose(
         headers["ce-dataschema"] = f"urn:choreo:{topic}:{version}"
         headers[VERSION] = version
     if cause is None:
-        correlation_id = _bounded("the correlation id", correlation_id) or event_id
+        correlation_id = _text("the correlation id", correlation_id) or event_id
     else:
         correlation_id = cause.correlation_id
         headers[CAUSATION] = cause.id
@@ -222,7 +235,7 @@ def enclose(
 
 def new_id() -> str:
     """Return an id for an event that nothing caused: 32 random hexadecimal digits."""
-    return uuid4().hex
+    return token_hex(16)
 
 
 def derived_id(cause: str, agent: str, reaction: str, index: int) -> str:
@@ -248,6 +261,28 @@ def _lifted(declared: Declaration, body: dict[str, Any], version: int) -> bytes:
         ) from error
 
 
+def _require_strict(body: bytes) -> None:
+    """Raise what `strict_json` raises. For what is in order this takes a third of its time [1.2 us, 500 bytes]."""
+    try:
+        if _all_finite((jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True),)):
+            return
+    except ValueError:
+        pass
+    strict_json(body)
+
+
+def _all_finite(values: Iterable[Any]) -> bool:
+    """Say whether no number was too large for a float; jiter makes those infinite."""
+    for value in values:
+        kind = type(value)
+        if kind is float:
+            if value in _INFINITIES:
+                return False
+        elif (kind is dict or kind is list) and not _all_finite(value.values() if kind is dict else value):
+            return False
+    return True
+
+
 def strict_json(body: bytes) -> Any:
     """Return `body` as Python values. Raises EnvelopeError: not UTF-8, not JSON, NaN, a key twice in one object."""
     try:
@@ -271,7 +306,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _finite(text: str) -> float:
     value = float(text)
-    if value in (float("inf"), float("-inf")):
+    if value in _INFINITIES:
         raise EnvelopeError(Reason.UNDECODABLE, f"the body has the number {text:.60}, which is too large")
     return value
 
@@ -280,7 +315,9 @@ def _no_constant(name: str) -> Any:
     raise EnvelopeError(Reason.UNDECODABLE, f"the body has {name}, which JSON does not know")
 
 
-def _check_content_type(content_type: str) -> None:
+def _check_content_type(content_type: str | None) -> None:
+    if not content_type:
+        return
     kind = content_type.partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
         raise EnvelopeError(
@@ -288,19 +325,27 @@ def _check_content_type(content_type: str) -> None:
         )
 
 
-def _text(headers: Mapping[str, Any], attribute: str, otherwise: str | None) -> str | None:
-    for prefix in _CE_PREFIXES:
-        value = headers.get(prefix + attribute)
+def _check_size(headers: Mapping[str, Any]) -> None:
+    if len(headers) > MAX_HEADERS:
+        raise EnvelopeError(Reason.HEADERS, f"the message has {len(headers)} headers, at most {MAX_HEADERS} are read")
+    size, depth = measure(headers)
+    if size > MAX_HEADER_BYTES or depth > MAX_HEADER_DEPTH:
+        most = f"at most {MAX_HEADER_BYTES} in {MAX_HEADER_DEPTH} are read"
+        raise EnvelopeError(Reason.HEADERS, f"the headers have about {size} bytes in {depth} levels, {most}")
+
+
+# What most messages have nothing of: absent comes first in each of these.
+
+
+def _first(headers: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    for name in names:
+        value = headers.get(name)
         if value is not None:
-            return _bounded(prefix + attribute, value)
-    return _bounded(attribute, otherwise)
+            return _text(name, value)
+    return None
 
 
-def _plain(headers: Mapping[str, Any], name: str) -> str | None:
-    return _bounded(name, headers.get(name))
-
-
-def _bounded(name: str, value: Any) -> str | None:
+def _text(name: str, value: Any) -> str | None:
     if value is None or value == "":
         return None
     if type(value) is not str or len(value) > MAX_TEXT or not value.isprintable():
@@ -315,14 +360,14 @@ def _short(text: str) -> str:
     return text if len(text) < 64 else text.encode()[:255].decode(errors="ignore")
 
 
-def _trace(headers: Mapping[str, Any], name: str) -> str | None:
+def _trace(value: Any) -> str | None:
     """Return a header of W3C Trace Context, None when it cannot be used: a bad trace must not cost an event."""
-    value = headers.get(name)
+    if value is None:
+        return None
     return value if type(value) is str and 0 < len(value) <= MAX_TEXT and value.isprintable() else None
 
 
-def _count(headers: Mapping[str, Any], name: str) -> int | None:
-    value = headers.get(name)
+def _count(name: str, value: Any) -> int | None:
     if value is None:
         return None
     if type(value) is not int or not 0 <= value < 2**31:
@@ -330,13 +375,12 @@ def _count(headers: Mapping[str, Any], name: str) -> int | None:
     return value
 
 
-def _time(headers: Mapping[str, Any], name: str) -> datetime | None:
-    value = headers.get(name)
+def _time(name: str, value: Any) -> datetime | None:
     if value is None:
         return None
     try:
-        return _aware(value if isinstance(value, datetime | FarTime) else datetime.fromisoformat(value))
-    except (TypeError, ValueError):
+        return _aware(datetime.fromisoformat(value) if type(value) is str else value)
+    except (TypeError, ValueError, AttributeError):
         raise EnvelopeError(
             Reason.HEADERS, f"{name} is {value!r:.60}, not a time such as 2026-01-31T12:00:00Z"
         ) from None

@@ -100,11 +100,12 @@ class Message:
 
 def measure(headers: Mapping[str, Any]) -> tuple[int, int]:
     """Return about how many bytes `headers` take on the wire, and how many levels deep they are."""
-    size, deepest, rest = 0, min(1, len(headers)), []
-    for name, value in headers.items():
-        size += len(name) + 6
+    size, deepest, rest = sum(map(len, headers)) + 6 * len(headers), min(1, len(headers)), []
+    for value in headers.values():
         if type(value) is str:  # most headers, and all of most messages
             size += len(value)
+        elif type(value) is int:
+            size += 8
         else:
             rest.append(("", value, 1))
             size -= 6

@@ -15,7 +15,7 @@ from pathlib import Path
 import typer
 
 import choreo
-from choreo.cli import check, dlq, graph, inspect, publish, run
+from choreo.cli import bench, check, dlq, graph, inspect, publish, run
 from choreo.errors import ChoreoError, ConfigurationError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ app.command("inspect")(inspect.inspect)
 app.add_typer(dlq.app, name="dlq")
 app.command("graph")(graph.graph)
 app.command("check")(check.check)
+app.command("bench")(bench.bench)
 
 
 def _version(wanted: bool) -> None:

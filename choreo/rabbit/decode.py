@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from choreo.message import FarTime, Message
+from choreo.rabbit.layouts import Layouts
 
 _MAX_DEPTH: Final = 64  # tables and lists within each other; choreo reads events with half of that
 _MAX_NAMES: Final = 4096
@@ -23,6 +24,7 @@ _U64: Final = struct.Struct(">Q")
 _S64: Final = struct.Struct(">q")
 _LATEST: Final = 253_402_300_799  # seconds: the end of the year 9999, beyond which Python knows no dates
 
+_layouts = Layouts()
 _names: dict[bytes, str] = {}  # header names repeat from message to message
 
 
@@ -43,69 +45,98 @@ def _message(data: bytes, body: bytes) -> Message:  # noqa: C901, PLR0912 - one 
     if flags & 1:
         raise _UnreadableError  # a second word of flags, which AMQP 0-9-1 has no properties for
     pos = 2
-    found = Message(body, content_type=None)
+    content_type = content_encoding = priority = unread = None
+    correlation_id = reply_to = message_id = timestamp = kind = app_id = None
+    headers: dict[str, Any] = {}
     if flags & 0x8000:
-        found.content_type, pos = short(data, pos)
+        content_type, pos = short(data, pos)
     if flags & 0x4000:
-        found.content_encoding, pos = short(data, pos)
+        content_encoding, pos = short(data, pos)
     if flags & 0x2000:
         end = pos + 4 + _U32.unpack_from(data, pos)[0]
-        try:
-            found.headers = _table(data, pos + 4, end, 1)
-        except (_UnreadableError, IndexError, struct.error):
-            found.unread = data[pos + 4 : end]
+        table = data[pos + 4 : end]
+        found = _layouts.read(table)
+        if found is not None:
+            headers = found
+        else:
+            try:
+                headers = _table(data, pos + 4, end, 1)
+            except (_UnreadableError, IndexError, struct.error):
+                unread = table
+            else:
+                _layouts.learn(table, headers)
         pos = end
     if flags & 0x1000:
         pos += 1  # delivery mode: choreo's queues keep everything
     if flags & 0x0800:
-        found.priority = data[pos]
+        priority = data[pos]
         pos += 1
     if flags & 0x0400:
-        found.correlation_id, pos = short(data, pos)
+        correlation_id, pos = short(data, pos)
     if flags & 0x0200:
-        found.reply_to, pos = short(data, pos)
+        reply_to, pos = short(data, pos)
     if flags & 0x0100:
         pos += 1 + data[pos]  # expiration
     if flags & 0x0080:
-        found.message_id, pos = short(data, pos)
+        message_id, pos = short(data, pos)
     if flags & 0x0040:
-        found.timestamp = _time(_U64.unpack_from(data, pos)[0])
+        timestamp = _time(_U64.unpack_from(data, pos)[0])
         pos += 8
     if flags & 0x0020:
-        found.type, pos = short(data, pos)
+        kind, pos = short(data, pos)
     if flags & 0x0010:
         pos += 1 + data[pos]  # user id
     if flags & 0x0008:
-        found.app_id, pos = short(data, pos)
+        app_id, pos = short(data, pos)
     if pos > len(data):
         raise _UnreadableError
-    return found
+    # In the order of the fields: by keyword this takes twice as long.
+    return Message(
+        body,
+        headers,
+        content_type,
+        content_encoding,
+        message_id,
+        correlation_id,
+        kind,
+        app_id,
+        reply_to,
+        priority,
+        timestamp,
+        unread,
+    )
 
 
 def short(data: bytes, pos: int) -> tuple[str, int]:
     """Return the short string at `pos`, and the position behind it."""
     end = pos + 1 + data[pos]
-    return str(data[pos + 1 : end], "utf-8", "surrogateescape"), end
+    content = data[pos + 1 : end]
+    try:
+        return content.decode(), end
+    except UnicodeDecodeError:
+        return content.decode("utf-8", "surrogateescape"), end
 
 
 def _table(data: bytes, pos: int, end: int, depth: int) -> dict[str, Any]:
     if end > len(data) or depth > _MAX_DEPTH:
         raise _UnreadableError
     fields: dict[str, Any] = {}
+    names, size = _names, _U32.unpack_from
     while pos < end:
         start = pos + 1
         pos = start + data[pos]
         name = data[start:pos]
-        known = _names.get(name)
+        known = names.get(name)
         if known is None:
             known = _name(name)
         if data[pos] == 0x53:  # S, by far the commonest
             start = pos + 5
-            pos = start + _U32.unpack_from(data, pos + 1)[0]
+            pos = start + size(data, pos + 1)[0]
+            content = data[start:pos]
             try:
-                fields[known] = data[start:pos].decode()
+                fields[known] = content.decode()
             except UnicodeDecodeError:
-                fields[known] = data[start:pos]
+                fields[known] = content
         else:
             fields[known], pos = _value(data, pos, end, depth)
     if pos != end:

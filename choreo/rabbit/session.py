@@ -156,6 +156,17 @@ class RabbitSession:
         finally:
             await calls.quietly(channel.close())
 
+    async def remove(self, topology: Topology) -> None:
+        """Delete the queues of `topology`, with all that they hold, and its exchanges. What is gone is no error."""
+        channel = await calls.channel(self._publishing)
+        try:
+            for queue in topology.queues:
+                await calls.rpc(channel.queue_delete(queue.name))
+            for exchange in topology.exchanges:
+                await calls.rpc(channel.exchange_delete(exchange.name))
+        finally:
+            await calls.quietly(channel.close())
+
     async def consume(self, queue: str, *, prefetch: int, on_delivery: OnDelivery) -> RabbitConsumer:
         """Subscribe to `queue` on a channel of its own."""
         channel = await calls.channel(self._consuming)

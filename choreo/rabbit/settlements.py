@@ -26,14 +26,18 @@ class Settlements:
     """
 
     def __init__(self) -> None:
-        self._acknowledged: set[int] = set()  # not yet written
+        self._run = 0  # every tag up to this one is settled, or about to be by `_last`
+        self._last = 0  # the highest acknowledged tag of the run, 0 when it has been written
+        self._stragglers: set[int] = set()  # acknowledged behind a gap, not yet written
         self._given_back: list[int] = []  # not yet written
         self._settled: set[int] = set()  # written, beyond the run
-        self._run = 0  # every tag up to this one is settled
 
     def acknowledge(self, tag: int) -> None:
         """Note that the delivery `tag` is done with."""
-        self._acknowledged.add(tag)
+        if tag == self._run + 1:
+            self._run = self._last = tag
+        else:
+            self._stragglers.add(tag)
 
     def give_back(self, tag: int) -> None:
         """Note that the delivery `tag` is to be delivered again."""
@@ -41,21 +45,25 @@ class Settlements:
 
     def frames(self) -> list[Frame]:
         """Return what to write now, in this order, and take it as written."""
-        back = [Frame(tag, back=True) for tag in self._given_back]
-        self._settled.update(self._given_back)
-        self._given_back.clear()
-        last = 0
-        while True:
+        found = [Frame(tag, back=True) for tag in self._given_back]
+        if self._given_back:
+            self._settled.update(self._given_back)
+            self._given_back.clear()
+        while self._stragglers or self._settled:
             tag = self._run + 1
-            if tag in self._acknowledged:
-                self._acknowledged.discard(tag)
-                last = tag  # the broker knows this one as unsettled, as `multiple` asks of its tag
+            if tag in self._stragglers:
+                self._stragglers.discard(tag)
+                self._last = tag  # the broker knows this one as unsettled, as `multiple` asks of its tag
             elif tag in self._settled:
                 self._settled.discard(tag)
             else:
                 break
             self._run = tag
-        stragglers = sorted(self._acknowledged)
-        self._settled.update(stragglers)
-        self._acknowledged.clear()
-        return [*back, *([Frame(last, multiple=True)] if last else []), *map(Frame, stragglers)]
+        if self._last:
+            found.append(Frame(self._last, multiple=True))
+            self._last = 0
+        if self._stragglers:
+            found += map(Frame, sorted(self._stragglers))
+            self._settled |= self._stragglers
+            self._stragglers.clear()
+        return found

@@ -7,11 +7,10 @@ anywhere before the acknowledgement brings the delivery back; a crash just befor
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,11 +22,12 @@ import structlog
 from choreo import clock, dead_letter
 from choreo.agent import Agent
 from choreo.envelope import Envelope, open_envelope
-from choreo.errors import EnvelopeError, NotEmitted, PublishFailed, ReactionTimeout
+from choreo.errors import EnvelopeError, NotEmitted, PublishFailed
 from choreo.event import Event, declaration
 from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
 from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Context, Reaction
+from choreo.runtime.calling import call
 from choreo.runtime.emission import require_stored, sealed
 from choreo.topology import Names, return_key, topic_of
 from choreo.transport import Confirmed, Delivery, Refused, Session
@@ -54,11 +54,12 @@ class _SessionLostError(Exception):
 
 @dataclass(slots=True)
 class _Case:
-    """One delivery and what is known of it so far. `tries` includes the one under way."""
+    """One delivery and what is known of it so far. `tries` includes the one under way, `leave` is called after it."""
 
     session: Session
     delivery: Delivery
     topic: str
+    leave: Callable[[], None]
     tries: int = 1
     first_failure: datetime | None = None
     envelope: Envelope | None = None
@@ -82,11 +83,14 @@ class Courier:
     # Bound here, because structlog's lazy logger costs half a microsecond to ask for its level, a bound one 40 ns.
     log: structlog.typing.FilteringBoundLogger = field(default_factory=lambda: structlog.get_logger().bind())
 
-    async def deliver(self, session: Session, delivery: Delivery) -> None:
-        """Take `delivery` to settled. Only cancellation and a lost session leave it for a redelivery."""
+    async def deliver(self, session: Session, delivery: Delivery, leave: Callable[[], None] = lambda: None) -> None:
+        """Take `delivery` to settled. Only cancellation and a lost session leave it for a redelivery.
+
+        `leave` is called when none of the user's code will run any more, and only the broker's word is waited for.
+        """
         if session.lost.done():
             return  # arrived while the session went; it will arrive again
-        case = _Case(session, delivery, topic_of(self.names, delivery.exchange, delivery.routing_key) or "")
+        case = _Case(session, delivery, topic_of(self.names, delivery.exchange, delivery.routing_key) or "", leave)
         try:
             failure = await self._try(case)
             while failure is not None:
@@ -105,8 +109,10 @@ class Courier:
         try:
             opened, reaction = self._open(case)
             arguments = (case.event, self._context(case, opened, reaction)) if reaction.takes_context else (case.event,)
-            events = await self._call(reaction, reaction.function, arguments, in_thread=reaction.in_thread)
-            await self._emit(case, opened, reaction, events)
+            executor = self.executor if reaction.in_thread else None
+            events = await call(reaction, reaction.function, arguments, executor)
+            if events:
+                await self._emit(case, opened, reaction, events)
         except BaseException as error:  # also what ends a process elsewhere: here it ends one try
             if self._is_ours(error):
                 raise
@@ -188,35 +194,6 @@ class Courier:
             headers=opened.headers,
         )
 
-    async def _call(
-        self, reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...], *, in_thread: bool
-    ) -> list[Event]:
-        """Run a function of the user's within the reaction's deadline, and return the events it gave."""
-        deadline = asyncio.timeout(reaction.timeout)
-        try:
-            async with deadline:
-                if in_thread:
-                    run = contextvars.copy_context().run
-                    result = await asyncio.get_running_loop().run_in_executor(
-                        self.executor, run, _in_thread, function, arguments
-                    )
-                else:
-                    result = function(*arguments)
-                if inspect.isawaitable(result):
-                    result = await result
-                if isinstance(result, AsyncIterator):
-                    return [event async for event in result]
-        except TimeoutError as error:
-            if not deadline.expired():
-                raise  # the function's own
-            raise ReactionTimeout(
-                f"reaction {reaction.name!r} of agent {reaction.agent} ran longer than its {reaction.timeout:g} s",
-                "make it faster, or raise its timeout=",
-            ) from error
-        if result is None:
-            return []
-        return list(result) if isinstance(result, list | tuple) else [result]
-
     async def _emit(
         self,
         case: _Case,
@@ -237,7 +214,11 @@ class Courier:
             )
             for message in messages
         ]
-        for event, result in zip(events, await asyncio.gather(*confirmations), strict=True):
+        case.leave()
+        # A single one is awaited as it is: gathering costs a turn of the loop.
+        several = len(confirmations) > 1
+        results = await asyncio.gather(*confirmations) if several else [await confirmations[0]]
+        for event, result in zip(events, results, strict=True):
             require_stored(event, result)
         self.counters.emitted += len(events)
 
@@ -250,10 +231,10 @@ class Courier:
         last_word = reaction.otherwise
         assert last_word is not None
         try:
-            events = await self._call(
-                reaction, last_word, (case.event, error), in_thread=not inspect.iscoroutinefunction(last_word)
-            )
-            await self._emit(case, opened, reaction, events, last_word=True)
+            executor = None if inspect.iscoroutinefunction(last_word) else self.executor
+            events = await call(reaction, last_word, (case.event, error), executor)
+            if events:
+                await self._emit(case, opened, reaction, events, last_word=True)
         except (PublishFailed, NotEmitted) as error_of_emission:
             return error_of_emission
         except BaseException as second:
@@ -300,6 +281,7 @@ class Courier:
 
     async def _store(self, case: _Case, exchange: str, routing_key: str, message: Message) -> None:
         """Publish a retry or a dead letter until it is confirmed; the delivery stays unsettled as long as it is not."""
+        case.leave()
         for attempt in count():
             # Patient: under a memory alarm the first copy is stored when the alarm ends, and so would be every other.
             result = await case.session.publish(message, exchange=exchange, routing_key=routing_key, timeout=_PATIENCE)
@@ -341,12 +323,3 @@ def _shown(error: BaseException) -> str:
         return repr(error)
     except Exception:  # noqa: BLE001 - an exception's own __repr__ is the user's code too
         return f"<{type(error).__name__}, whose repr fails>"
-
-
-def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    try:
-        result = function(*arguments)
-        return list(result) if isinstance(result, Iterator) else result  # a generator does its work in the thread too
-    except (StopIteration, GeneratorExit) as error:
-        # A future cannot carry these two: it would never be done, or end whoever awaits it.
-        raise RuntimeError(f"{function.__name__} raised {type(error).__name__}") from error

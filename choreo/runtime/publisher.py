@@ -80,7 +80,9 @@ class Publisher:
             raise PublishRefused(too_large(message, self._settings.max_body), "send less, or raise max_body everywhere")
         pause = _whole_seconds(delay)
         exchange, key = (self._names.delay, schedule_key(topic, pause)) if pause else (self._names.events, topic)
-        session = await self._live()
+        session = self._session
+        if session is None or session.lost.done():
+            session = await self._live()
         timeout = self._settings.publish_timeout
         result = await session.publish(message, exchange=exchange, routing_key=key, timeout=timeout)
         match result:

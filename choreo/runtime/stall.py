@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import structlog
 
-from choreo.runtime.delivery import Courier
+from choreo.runtime.calling import call
 
 STALLED: Final = 70  # the exit code: EX_SOFTWARE of sysexits.h
 MARGIN: Final = 5.0  # seconds beyond the longest deadline
@@ -111,7 +111,7 @@ class _Stall:
 def _reaction(frame: FrameType | None) -> dict[str, str]:
     """Return whose call of the user's function is on the stack, if any is."""
     while frame is not None:
-        if frame.f_code is Courier._call.__code__:  # noqa: SLF001 - where every function of the user's is called
+        if frame.f_code is call.__code__:  # where every function of the user's is called
             reaction = frame.f_locals["reaction"]
             return {"agent": reaction.agent, "reaction": reaction.name}
         frame = frame.f_back

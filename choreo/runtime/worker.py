@@ -8,6 +8,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
+from functools import partial
+from itertools import chain
 from typing import Any, Final, NoReturn
 
 import structlog
@@ -17,6 +19,7 @@ from choreo import clock
 from choreo.agent import Agent
 from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.runtime import lifespan, lookout
+from choreo.runtime.arrivals import Arrivals
 from choreo.runtime.delivery import Counters, Courier
 from choreo.runtime.window import Turns, Window, affordable, longest_way
 from choreo.settings import Settings
@@ -28,9 +31,12 @@ _LOOK: Final = 1.0  # seconds for the question whether the queues are still ther
 _SHORT_LIFE: Final = 10.0  # seconds
 _SPARE_THREADS: Final = 1_000  # made only when they are needed
 _SLICE: Final = 0.01  # seconds of work until the event loop has to turn
+_PARTS: Final = 4  # of the prefetch: what is acknowledged goes out while there is more to do, and the broker sends anew
 _DEFECT_PAUSE: Final = 15.0  # seconds
 _END_TIMEOUT: Final = 3.0  # seconds for what is cancelled to give its delivery back
 GRACE: Final = 4.0  # seconds after the drain time for everything that has to be closed
+
+Arrived = tuple[Session, Delivery]
 
 _logger = structlog.get_logger()
 
@@ -64,15 +70,17 @@ class Worker:
         self._names = Names(settings.namespace)
         self._topology = Topology.of(self.agents, settings.namespace)
         self._couriers: dict[str, Courier] = {}
-        self._arrived: dict[str, asyncio.Queue[tuple[Session, Delivery] | None]] = {}
+        self._arrived: dict[str, Arrivals[Arrived]] = {}
         self._look_every = look_every
         self._looking: asyncio.Task[None] | None = None
         self._windows: list[Window] = []  # of the session at hand
         self._prefetch = {agent.name: self._affordable(agent) for agent in self.agents}
         self._turned = 0.0  # when the event loop last turned, as far as drainers had to know
+        self._handled = 0  # deliveries since then
+        self._share = max(1, settings.prefetch // _PARTS)
         self._turning = False
         self._draining_since: float | None = None  # a time of the loop
-        self._drainers: list[asyncio.Task[None]] = []
+        self._drainers: dict[str, list[asyncio.Task[None]]] = {agent.name: [] for agent in self.agents}
         self._stop = asyncio.Event()
         self._abort = asyncio.Event()
         self._short_lives = 0  # sessions in a row that were lost as soon as they were there
@@ -113,9 +121,8 @@ class Worker:
                 for agent in self.agents:
                     resources = await lifespan.enter(stack, agent, self._stop, self._leave_by)
                     self._couriers[agent.name] = self._courier(agent, stack.enter_context(self._threads()), resources)
-                    self._arrived[agent.name] = asyncio.Queue()
+                    self._arrived[agent.name] = Arrivals(self._settings.concurrency, partial(self._another, agent))
                 stack.push_async_callback(self._end_drainers)
-                self._start_drainers()
                 self.drained = await self._consume_until_stopped()
             except lifespan.StoppedError:
                 self.drained = True
@@ -236,7 +243,7 @@ class Worker:
             self._names.queue(agent.name),
             self._prefetch[agent.name],
             turns,
-            on_delivery=lambda delivery: arrived.put_nowait((session, delivery)),
+            on_delivery=lambda delivery: arrived.put((session, delivery)),
         )
 
     async def _sleep(self, seconds: float) -> None:
@@ -259,8 +266,7 @@ class Worker:
         _logger.warning("session lost", error=str(error), server=session.server.version)
         await self._abandon(session)
         for arrived in self._arrived.values():
-            while not arrived.empty():
-                arrived.get_nowait()
+            arrived.take_all()
 
     async def _abandon(self, session: Session) -> None:
         for window in self._windows:
@@ -268,22 +274,33 @@ class Worker:
         self._windows = []
         await session.close()
 
-    def _start_drainers(self) -> None:
-        """Start as many tasks per agent as may run at once; they live as long as the worker."""
-        for agent in self.agents:
-            for number in range(min(self._settings.concurrency, self._settings.prefetch)):
-                self._drainers.append(asyncio.create_task(self._work(agent.name), name=f"{agent.name}-{number}"))
+    def _another(self, agent: Agent) -> bool:
+        """Start one more drainer for `agent`, unless it has one for each delivery that it may hold."""
+        own = self._drainers[agent.name]
+        if len(own) >= self._prefetch[agent.name]:
+            return False
+        own.append(asyncio.create_task(self._work(agent.name), name=f"{agent.name}-{len(own)}"))
+        return True
 
     async def _work(self, agent: str) -> None:
-        courier, arrived = self._couriers[agent], self._arrived[agent]
+        courier, seat = self._couriers[agent], self._arrived[agent].seat()
         task = asyncio.current_task()
         assert task is not None
         while True:
             try:
-                if (next_one := await arrived.get()) is None:
+                if (next_one := await seat.take()) is None:
                     return
-                await self._deliver(courier, *next_one)
-                if clock.monotonic() - self._turned > _SLICE:
+                session, delivery = next_one
+                try:
+                    await courier.deliver(session, delivery, seat.leave)
+                except Exception:
+                    # Nothing of the user's code ends here, so this is a defect of choreo's. It must not cost a place in
+                    # the prefetch window for ever, nor become a loop without a pause.
+                    _logger.exception("delivery failed inside choreo", agent=agent)
+                    await self._sleep(_DEFECT_PAUSE)
+                    delivery.consumer.requeue(delivery)
+                self._handled += 1
+                if self._handled >= self._share or clock.monotonic() - self._turned > _SLICE:
                     await self._let_turn()
             except asyncio.CancelledError:
                 if courier.ending.is_set():
@@ -294,7 +311,8 @@ class Worker:
     async def _let_turn(self) -> None:
         """Let the event loop turn once: reactions that never wait would keep it from heartbeats and acknowledgements.
 
-        The slice is that of all drainers together. It begins anew when the loop has turned, which the callback sees.
+        Slice and share are those of all drainers together. They begin anew when the loop has turned, which the callback
+        sees.
         """
         if not self._turning:
             self._turning = True
@@ -302,29 +320,17 @@ class Worker:
         await asyncio.sleep(0)
 
     def _has_turned(self) -> None:
-        self._turning, self._turned = False, clock.monotonic()
-
-    async def _deliver(self, courier: Courier, session: Session, delivery: Delivery) -> None:
-        try:
-            await courier.deliver(session, delivery)
-        except Exception:
-            # Nothing of the user's code ends here, so this is a defect of choreo's. It must not cost a place in the
-            # prefetch window for ever, nor become a loop without a pause.
-            _logger.exception("delivery failed inside choreo", agent=courier.agent.name)
-            await self._sleep(_DEFECT_PAUSE)
-            delivery.consumer.requeue(delivery)
+        self._turning, self._turned, self._handled = False, clock.monotonic(), 0
 
     async def _drain(self, session: Session | None) -> bool:
         self._draining_since = asyncio.get_running_loop().time()
         self._change(State.DRAINING, f"draining for at most {self._settings.drain:g} s")
         await asyncio.gather(*(window.cancel() for window in self._windows))
         for arrived in self._arrived.values():
-            while not arrived.empty():
-                if (waiting := arrived.get_nowait()) is not None:
-                    waiting[1].consumer.requeue(waiting[1])
-            for _ in self._drainers:
-                arrived.put_nowait(None)
-        finished = asyncio.ensure_future(asyncio.wait(self._drainers))
+            for _, delivery in arrived.take_all():
+                delivery.consumer.requeue(delivery)
+            arrived.close()
+        finished = asyncio.ensure_future(self._all_done())
         ends = (finished, self._abort, session.lost) if session is not None else (finished, self._abort)
         await self._first_of(*ends, timeout=self._settings.drain)
         drained = finished.done()
@@ -332,15 +338,25 @@ class Worker:
         await self._end_drainers()
         return drained
 
+    async def _all_done(self) -> None:
+        if tasks := self._tasks:
+            await asyncio.wait(tasks)
+
+    @property
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return list(chain.from_iterable(self._drainers.values()))
+
     async def _end_drainers(self) -> None:
         """Cancel what still runs; each hands its delivery back. Once: one may not let itself be cancelled."""
-        tasks, self._drainers = self._drainers, []
         for courier in self._couriers.values():
             courier.ending.set()
+        tasks = [task for task in self._tasks if not task.done()]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=_END_TIMEOUT)
+        for own in self._drainers.values():
+            own.clear()
 
     def _courier(self, agent: Agent, executor: ThreadPoolExecutor, resources: Any) -> Courier:
         return Courier(

@@ -116,8 +116,8 @@ class Rehearsal:
         try:
             if self._cast:
                 await self.start(*self._cast)
-        except BaseException:
-            await self._stack.aclose()
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
             raise
         return self
 

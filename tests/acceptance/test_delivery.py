@@ -333,6 +333,47 @@ async def test_plain_def_runs_in_a_thread_beside_the_loop(stage: Stage) -> None:
     assert worker.counters[shop.name].handled == 1
 
 
+async def test_reaction_makes_room_while_its_emission_waits_for_the_broker(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Concurrency counts reactions that run. What waits for a confirmation is acknowledged only when that comes, and
+    the prefetch bounds it."""
+    payment, bookkeeping = stage.agent(), stage.agent("bookkeeping")
+    begun: list[str] = []
+    answered = asyncio.Event()
+
+    @payment.on
+    async def charge(placed: Placed) -> Paid:
+        begun.append(placed.order)
+        return Paid(order=placed.order)
+
+    @bookkeeping.on
+    async def book(paid: Paid) -> None: ...
+
+    publish = rabbit.RabbitSession.publish
+
+    def withheld(session: rabbit.RabbitSession, *arguments: Any, **options: Any) -> Awaitable[Any]:
+        publication = publish(session, *arguments, **options)
+
+        async def later() -> Any:
+            result = await publication
+            await answered.wait()
+            return result
+
+        return publication if session is stage.session else later()
+
+    await stage.play(payment, bookkeeping, concurrency=1, prefetch=4)
+    monkeypatch.setattr(rabbit.RabbitSession, "publish", withheld)
+    for number in range(6):
+        await stage.place(str(number))
+    await eventually(lambda: begun == ["0", "1", "2", "3"])
+    worker = stage.workers[-1]
+    assert worker.counters[payment.name].handled == 0
+    answered.set()
+    await eventually(lambda: begun == [str(number) for number in range(6)])
+    await stage.settled(payment)
+
+
 async def test_no_more_reactions_than_allowed_run_at_once(stage: Stage) -> None:
     """Concurrency bounds the reactions of an agent, however many deliveries have arrived."""
     payment = stage.agent()
@@ -1485,7 +1526,7 @@ async def test_reactions_that_never_wait_let_the_loop_turn(stage: Stage, concurr
     worker = await stage.play(payment, concurrency=concurrency)
     for number in range(40):
         await stage.place(str(number))
-    await eventually(lambda: worker._arrived[payment.name].qsize() == 40 - concurrency)
+    await eventually(lambda: len(worker._arrived[payment.name]) == 40 - concurrency)
     gate.set()
     turning = asyncio.create_task(turn())
     await eventually(lambda: len(seen) == 40)

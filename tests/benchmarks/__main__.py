@@ -1,77 +1,108 @@
-"""`make bench`: one private node, contenders in turn, medians, and ratios to choreo within this run."""
+"""`make bench`: one private node, every contender in turn, three rounds; then docs/performance.md."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import statistics
-import subprocess
+import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-import aio_pika
-
 from choreo.rabbit.node import Node
-from tests.benchmarks.contenders.order import body
+from tests.benchmarks import growth, page
+from tests.benchmarks.peers import CONTENDERS, Contender
+from tests.benchmarks.referee import WORKLOADS, Referee, Run, RunFailed, Workload
+from tests.benchmarks.results import Comparison, keep
 
-CONTENDERS = ("choreo", "aio_pika", "faststream")
-WORKLOADS = {"consume": 10_000, "hop": 4_000, "publish": 10_000}
 ROUNDS = 3
-NAMESPACE = "bench"
+GROWTH = "growth"
 
 
-def main() -> None:
-    """Run everything, and print a table per workload."""
-    with tempfile.TemporaryDirectory(prefix="choreo-bench-") as folder, Node.start(Path(folder)) as node:
-        environment = {
-            **os.environ,
-            "CHOREO_URL": node.url,
-            "CHOREO_NAMESPACE": NAMESPACE,
-            "PYTHONPATH": str(Path.cwd()),
-        }
-        _run("choreo", "declare", 0, environment)
-        for workload, events in WORKLOADS.items():
-            results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
-            for round_ in range(ROUNDS):
-                for name in CONTENDERS[round_:] + CONTENDERS[:round_]:  # nobody is always first
-                    asyncio.run(_prepare(node.url, 0 if workload == "publish" else events))
-                    results[name].append(_run(name, workload, events, environment))
-            _show(workload, results)
+def main() -> int:
+    """Run what was asked for; return how the program ends."""
+    asked = _arguments()
+    good = True
+    with tempfile.TemporaryDirectory(prefix="choreo-bench-") as folder, Node.start(Path(folder) / "node") as node:
+        if asked.growth:
+            group, data = "growth", growth.measure(node, Path(folder), asked.events or growth.EVENTS)
+        else:
+            comparison = Comparison()
+            referee = Referee(node, Path(folder))
+            for workload in asked.workloads:
+                for round_ in range(asked.rounds):
+                    good &= _round(referee, workload, _rotated(asked.contenders, round_), asked, comparison)
+                comparison.show(workload)
+            group, data = "comparison", comparison.data(asked.contenders, asked.rounds)
+    if asked.write:
+        page.write(keep(group, data, node.version))
+        print(f"\n{page.PAGE} is written", file=sys.stderr)
+    return 0 if good else 1
 
 
-def _run(name: str, workload: str, events: int, environment: dict[str, str]) -> dict[str, float]:
-    command = [sys.executable, "-m", f"tests.benchmarks.contenders.with_{name}", workload, str(events), NAMESPACE]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode != 0:
-        sys.exit(f"{name} {workload} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout) if done.stdout else {}
+def _round(
+    referee: Referee, workload: Workload, contenders: list[Contender], asked: argparse.Namespace, results: Comparison
+) -> bool:
+    """Give every contender one run; return whether all of them did what they should."""
+    good = True
+    for contender in contenders:
+        if workload.work == "publish" and not contender.publishes:
+            continue
+        pace = 1 if workload.paced else contender.pace
+        events = (asked.events or workload.events) * pace
+        if contender.serial and workload.work == "publish":
+            events = max(events // 4, 10)
+        try:
+            run = referee.run(contender, workload, events)
+        except (RunFailed, OSError) as error:
+            print(f"*** {workload.name}: {error}", file=sys.stderr, flush=True)
+            good = False
+        else:
+            results.add(workload, contender, run)
+            _say(workload, contender, run)
+    return good
 
 
-async def _prepare(url: str, events: int) -> None:
-    """Empty both queues, and fill the work queue."""
-    async with await aio_pika.connect(url) as connection:
-        channel = await connection.channel()
-        for queue in ("bench", "sink"):
-            await (await channel.get_queue(f"{NAMESPACE}.{queue}")).purge()
-        exchange = await channel.get_exchange(f"{NAMESPACE}.events")
-        for begin in range(0, events, 1000):
-            numbers = range(begin, min(begin + 1000, events))
-            message = {n: aio_pika.Message(body(n), delivery_mode=2, content_type="application/json") for n in numbers}
-            await asyncio.gather(*(exchange.publish(message[n], "order.placed") for n in numbers))
+def _rotated(contenders: list[Contender], by: int) -> list[Contender]:
+    """Return the contenders in another order each round: nobody is always first."""
+    shift = by % len(contenders)
+    return contenders[shift:] + contenders[:shift]
 
 
-def _show(workload: str, results: dict[str, list[dict[str, float]]]) -> None:
-    print(f"\n{workload}: events per second (spread), client CPU per event, ratio of choreo's rate to it")
-    rates = {name: [run["events"] / run["seconds"] for run in runs] for name, runs in results.items()}
-    ours = statistics.median(rates["choreo"])
-    for name, runs in results.items():
-        rate = statistics.median(rates[name])
-        cpu = statistics.median(run["cpu"] / run["events"] for run in runs) * 1e6
-        spread = f"{min(rates[name]):,.0f} to {max(rates[name]):,.0f}"
-        print(f"  {name:<12} {rate:>8,.0f}/s  ({spread:<18})  {cpu:>6.0f} µs  {ours / rate:.2f}x", flush=True)
+def _say(workload: Workload, contender: Contender, run: Run) -> None:
+    if sys.stderr.isatty():
+        print(f"  {workload.name} {contender.name}: {run.events / run.seconds:,.0f}/s", file=sys.stderr, flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
+    groups = {name for each in WORKLOADS for name in (each.name, each.name.partition("-")[0])}
+    parser.add_argument(
+        "workloads", nargs="*", metavar="WORKLOAD", help=f"some of {', '.join(sorted(groups))}; or growth"
+    )
+    known = {each.name: each for each in CONTENDERS}
+    parser.add_argument("--contenders", help=f"some of {','.join(known)}; with commas between")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--events", type=int, help="how many the slowest contender gets in place of each workload's")
+    parser.add_argument("--write", action="store_true", help=f"write {page.PAGE}; a whole run does so by itself")
+    asked = parser.parse_args()
+    asked.growth = asked.workloads == [GROWTH]
+    asked.write |= not (
+        asked.contenders or asked.events or asked.rounds != ROUNDS or (asked.workloads and not asked.growth)
+    )
+    if asked.growth:
+        return asked
+    if unknown := set(asked.workloads) - groups:
+        parser.error(f"there is no workload {', '.join(unknown)}; known: {', '.join(sorted(groups))}")
+    wanted = asked.workloads or groups
+    asked.workloads = [each for each in WORKLOADS if {each.name, each.name.partition("-")[0]} & set(wanted)]
+    names = asked.contenders.split(",") if asked.contenders else list(known)
+    if unknown := set(names) - known.keys():
+        parser.error(f"there is no contender {', '.join(unknown)}; known: {', '.join(known)}")
+    asked.contenders = [known[name] for name in names if not known[name].missing]
+    for name in names:
+        if known[name].missing:
+            print(f"*** {known[name].title} is LEFT OUT: it is not on this machine ***", file=sys.stderr)
+    return asked
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

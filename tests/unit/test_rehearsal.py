@@ -266,6 +266,25 @@ async def test_what_keeps_an_agent_from_starting_is_raised(rehearsal: Rehearsal)
         await rehearsal.start(Agent("till", lifespan=broken))
 
 
+def test_a_rehearsal_that_cannot_begin_ends_what_has_begun():
+    """The agents before the one that does not start are stopped, as at any end."""
+    cast = new_cast()
+
+    @asynccontextmanager
+    async def broken() -> AsyncIterator[None]:
+        raise RuntimeError("no bank in this town")
+        yield
+
+    async def begin() -> None:
+        with pytest.raises(RuntimeError, match="no bank in this town"):
+            async with Rehearsal(cast.till, Agent("other", lifespan=broken)):
+                raise AssertionError
+        assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(begin())
+
+
 async def test_agents_by_name_and_by_module(rehearsal: Rehearsal):
     """Names are found as by `choreo run`, modules hold one agent."""
     from agents import notification

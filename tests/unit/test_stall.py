@@ -14,8 +14,7 @@ from structlog.testing import capture_logs
 from choreo.agent import Agent
 from choreo.event import Event
 from choreo.runtime import stall
-from choreo.runtime.delivery import Courier
-from choreo.topology import Names
+from choreo.runtime.calling import call
 from tests.waiting import eventually
 
 BLOCKED, AGAIN = "event loop blocked", "event loop turns again"
@@ -70,13 +69,9 @@ async def test_blocked_loop_is_said_with_its_stack_and_again_when_the_time_doubl
 
 async def test_reaction_that_blocks_is_named() -> None:
     """Agent, reaction and the place of work; a reaction that others call too is found by its call, not by its name."""
-    unused: Any = None
-    courier = Courier(agent=agent, names=Names(), executor=unused, max_body=1, publish_timeout=1)
     (reaction,) = agent.reactions
     with capture_logs() as logs, stall.watch(60, armed=lambda: True, end=never, noticed=0.1):
-        await asyncio.create_task(
-            courier._call(reaction, reaction.function, (Placed(),), in_thread=False), name="staller-3"
-        )
+        await asyncio.create_task(call(reaction, reaction.function, (Placed(),), None), name="staller-3")
     blocked = said(logs, BLOCKED)[0]
     assert (blocked["agent"], blocked["reaction"], blocked["task"]) == ("staller", "compute", "staller-3")
 

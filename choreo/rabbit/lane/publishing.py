@@ -20,6 +20,7 @@ from choreo.envelope import new_id
 from choreo.message import Message
 from choreo.rabbit import decode, encode
 from choreo.rabbit.lane import frames
+from choreo.rabbit.lane.deadlines import Deadlines
 from choreo.rabbit.lane.protocol import Lane
 from choreo.transport import Confirmed, Publication, Refused, Unknown
 
@@ -39,7 +40,7 @@ _TOO_LARGE: Final = re.compile(r"message size (\d+) is larger than configured ma
 class _Publish:
     """One publish, from being asked for to its answer."""
 
-    __slots__ = ("answer", "exchange", "frames", "message_id", "refusal", "routing_key", "size", "timer")
+    __slots__ = ("answer", "exchange", "frames", "message_id", "refusal", "routing_key", "size")
 
     def __init__(self, answer: asyncio.Future[Publication], exchange: str, routing_key: str, message_id: str) -> None:
         self.answer = answer
@@ -49,12 +50,9 @@ class _Publish:
         self.size = 0
         self.frames = b""  # until they are written
         self.refusal: Refused | None = None
-        self.timer: asyncio.TimerHandle | None = None
 
     def end(self, publication: Publication) -> None:
         """Give the answer, if somebody still waits for it."""
-        if self.timer is not None:
-            self.timer.cancel()
         if not self.answer.done():
             self.answer.set_result(publication)
 
@@ -86,6 +84,7 @@ class Publishing:
         self._waiting: deque[_Publish] = deque()
         self._in_flight: dict[int, _Publish] = {}  # in the order of their numbers
         self._templates: dict[tuple[str, str, bool], bytes] = {}
+        self._deadlines: dict[float, Deadlines[_Publish]] = {}  # by timeout
         self._writing = False
         self._ended: str | None = None
 
@@ -109,7 +108,8 @@ class Publishing:
         except (ValueError, TypeError, RecursionError, struct.error) as error:
             each.end(Refused("rejected", f"it cannot be written: {error}"))
             return each.answer
-        each.timer = self._loop.call_later(timeout, self._out_of_time, each, timeout)
+        deadlines = self._deadlines.get(timeout) or self._new_deadlines(timeout)
+        deadlines.add(each)
         self._forget()
         self._waiting.append(each)
         self.writable()
@@ -186,6 +186,10 @@ class Publishing:
         if len(properties) + _HEADER_OVERHEAD > self._frame_max:
             raise ValueError(f"its headers take {len(properties)} bytes, more than a frame of {self._frame_max} holds")
         return b"".join((method, *frames.content(self._number, properties, message.body, self._frame_max)))
+
+    def _new_deadlines(self, timeout: float) -> Deadlines[_Publish]:
+        self._deadlines = {each.timeout: each for each in self._deadlines.values() if each.running}
+        return self._deadlines.setdefault(timeout, Deadlines(timeout, self._out_of_time))
 
     def _forget(self) -> None:
         """Drop what nobody waits for any more, and was never sent: a broker may be blocked for hours."""

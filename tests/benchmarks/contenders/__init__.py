@@ -1,1 +1,1 @@
-"""One file per contender; each is a program that does one workload and prints what it measured."""
+"""One file per contender; each is a program that does one piece of work and prints what it measured."""

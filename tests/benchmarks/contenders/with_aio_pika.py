@@ -1,4 +1,4 @@
-"""aio-pika by hand, as its documentation does it."""
+"""aio-pika by hand, as its documentation does it, on uvloop."""
 
 from __future__ import annotations
 
@@ -8,47 +8,46 @@ import aio_pika
 import uvloop
 from aio_pika.abc import AbstractIncomingMessage
 
-from tests.benchmarks.contenders.order import PREFETCH, WINDOW, Clock, Order, arguments, body
+from tests.benchmarks.contenders.order import Meter, Order, Task, body, fields, pipelined
 
-workload, events, url, namespace = arguments()
+task = Task.given()
+
+
+def message(content: bytes) -> aio_pika.Message:
+    return aio_pika.Message(content, content_type="application/json", delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
 
 
 async def main() -> None:
-    connection = await aio_pika.connect(url)
-    channel = await connection.channel()
-    await channel.set_qos(PREFETCH)
-    exchange = await channel.get_exchange(f"{namespace}.events")
-    if workload == "publish":
-        slots = asyncio.Semaphore(WINDOW)
+    connection = await aio_pika.connect(task.url)
+    async with connection:
+        channel = await connection.channel()
+        await channel.set_qos(task.prefetch)
+        exchange = await channel.get_exchange("plain.events")
+        if task.work == "sample":
+            await exchange.publish(message(body(0)), "order.placed")
+        elif task.work == "publish":
 
-        async def one(number: int) -> None:
-            async with slots:
-                message = aio_pika.Message(body(number), delivery_mode=2, content_type="application/json")
-                await exchange.publish(message, "order.placed")
+            async def publish(number: int) -> None:
+                order = Order.model_validate(fields(number))
+                await exchange.publish(message(order.model_dump_json().encode()), "order.placed")
 
-        await one(0)
-        started = Clock()
-        for begin in range(0, events, 5000):
-            await asyncio.gather(*(one(number) for number in range(begin, min(begin + 5000, events))))
-        started.report(events)
-    queue = await channel.get_queue(f"{namespace}.bench")
-    count = 0
-    clock: Clock
+            await pipelined(task, publish)
+        else:
+            await consume(channel, exchange)
 
-    async def consume(message: AbstractIncomingMessage) -> None:
-        nonlocal count, clock
-        placed = Order.model_validate_json(message.body)
-        if count == 0:
-            clock = Clock()
-        if workload == "hop":
-            reply = aio_pika.Message(b'{"order": "%s"}' % placed.order.encode(), delivery_mode=2)
-            await exchange.publish(reply, "order.seen")
-        await message.ack()
-        count += 1
-        if count == events:
-            clock.report(events)
 
-    await queue.consume(consume)
+async def consume(channel: aio_pika.abc.AbstractChannel, exchange: aio_pika.abc.AbstractExchange) -> None:
+    meter = Meter(task)
+
+    async def on_message(arrived: AbstractIncomingMessage) -> None:
+        placed = Order.model_validate_json(arrived.body)
+        if task.work == "hop":
+            await exchange.publish(message(b'{"order":"%s"}' % placed.order.encode()), "order.seen")
+        await arrived.ack()
+        meter.seen()
+
+    queue = await channel.get_queue("plain.work")
+    await queue.consume(on_message)
     await asyncio.Event().wait()
 
 

@@ -1,99 +1,48 @@
-"""choreo, with its defaults: envelope, validation, settlement, confirms."""
+"""choreo as its users run it: `choreo run` with an agent, `choreo.connect()` to publish; every default as it is."""
 
 from __future__ import annotations
 
-import asyncio
-from decimal import Decimal
-from functools import partial
-
-import uvloop
+import sys
 
 import choreo
-from choreo.observe import logs
-from choreo.rabbit import session
-from choreo.runtime.worker import Worker
-from choreo.settings import load
-from tests.benchmarks.contenders.order import PREFETCH, WINDOW, Clock, arguments, fields
+from choreo import cli
+from tests.benchmarks.contenders.order import Task, body, fields, pipelined
 
-workload, events, url, namespace = arguments()
-logs.configure("warning", "json")
+task = Task.given()
+plain = sys.argv[1:] == ["plain"]
 
 
-class OrderPlaced(choreo.Event, topic="order.placed", external=True):
-    order: str
-    customer: str
-    total: Decimal
-    currency: str
-    items: dict[str, int]
-    note: str
+async def publish() -> None:
+    from tests.benchmarks.contenders.choreo_agents import OrderPlaced
+
+    async with choreo.connect() as publisher:
+        await pipelined(task, lambda n: publisher.publish(OrderPlaced.model_validate(fields(n))))
 
 
-class OrderSeen(choreo.Event, topic="order.seen"):
-    order: str
+async def declare() -> None:
+    """Declare what both agents need, as a worker does when it starts, and publish one order: choreo's way, or plain."""
+    from choreo.message import Message
+    from choreo.rabbit.session import connect
+    from choreo.settings import load
+    from choreo.topology import Names, Topology
+    from tests.benchmarks.contenders.choreo_agents import OrderPlaced, sink, work
 
-
-class Sunk(choreo.Event, topic="sunk", external=True):
-    pass
-
-
-agent = choreo.Agent("bench")
-count = 0
-clock: Clock
-
-
-def seen() -> None:
-    """Count one event."""
-    global clock, count  # noqa: PLW0603 - a script
-    if count == 0:
-        clock = Clock()
-    count += 1
-    if count == events:
-        clock.report(events)
-
-
-if workload == "hop":
-
-    @agent.on
-    async def hop(placed: OrderPlaced) -> OrderSeen:
-        seen()
-        return OrderSeen(order=placed.order)
-
-else:
-
-    @agent.on
-    async def consume(placed: OrderPlaced) -> None:
-        seen()
-
-
-sink = choreo.Agent("sink")
-
-
-@sink.on
-async def swallow(event: OrderSeen) -> None: ...
-
-
-async def main() -> None:
-    settings = load(namespace=namespace, prefetch=PREFETCH)
-    connect = partial(session.connect, settings.brokers(), name="bench")
-    if workload == "publish":
-        placed = [OrderPlaced.model_validate(fields(number)) for number in range(WINDOW)]
+    session = await connect(load().brokers(), name="bench")
+    await session.declare(Topology.of([work, sink], task.namespace))
+    if plain:
+        events = Names(task.namespace).events
+        await session.publish(Message(body(0)), exchange=events, routing_key="order.placed", timeout=10)
+    await session.close()
+    if not plain:
         async with choreo.connect() as publisher:
-            slots = asyncio.Semaphore(WINDOW)
-
-            async def one(event: OrderPlaced) -> None:
-                async with slots:
-                    await publisher.publish(event)
-
-            await one(placed[0])
-            started = Clock()
-            for begin in range(0, events, 5000):
-                await asyncio.gather(*(one(placed[n % WINDOW]) for n in range(begin, min(begin + 5000, events))))
-            started.report(events)
-    agents = [agent, sink] if workload == "declare" else [agent]
-    worker = Worker(agents, settings, connect)
-    if workload == "declare":
-        worker.watch(lambda worker: worker.stop() if worker.ready else None)
-    await worker.run()
+            await publisher.publish(OrderPlaced.model_validate(fields(0)))
 
 
-uvloop.run(main())
+if __name__ == "__main__":
+    if task.work in {"publish", "sample"}:
+        import uvloop
+
+        uvloop.run(publish() if task.work == "publish" else declare())
+    else:
+        sys.argv = ["choreo", "run", "tests.benchmarks.contenders.choreo_agents:work", "--prefetch", str(task.prefetch)]
+        cli.main()

@@ -1,0 +1,63 @@
+"""`choreo bench`: what one process of this machine gets out of a broker."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from choreo.cli import output as out
+from choreo.cli.options import Output, OutputOption, Url
+
+if TYPE_CHECKING:
+    from choreo.operate.bench import Bench, Measured
+
+COLUMNS = ("workload", "events", "per_second", "cpu_us", "p50_ms", "p99_ms")
+
+
+def bench(
+    *,
+    events: Annotated[
+        int, typer.Option("--events", min=100, max=10_000_000, help="At most so many for each workload.")
+    ] = 20_000,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=1, max=3600, help="For each workload at most about so long.")
+    ] = 10.0,
+    output: OutputOption = Output.TEXT,
+    url: Url = None,
+) -> None:
+    """Measure a broker: publish, consume and hop as fast as it goes, and the latency of a hop at 200 events/s.
+
+    Events of 512 bytes go through one process, by the worker and the publisher that everybody uses. All of it is in a
+    namespace of its own, bench- and something random, and is deleted afterwards, also on Ctrl-C; other queues are not
+    touched, but their consumers share the broker with it. A hop is an event consumed, another one published and
+    confirmed, the first one acknowledged. Latency goes from publishing an event until what followed from it arrives.
+    """
+    from choreo.observe import logs
+    from choreo.operate.bench import Bench
+    from choreo.settings import load
+
+    settings = load(url=url)
+    logs.configure("warning", settings.log_format)  # what the worker says of itself would bury the table
+    work = Bench(settings, events=events, seconds=seconds)
+    out.note(f"choreo: measuring in the namespace {work.namespace}, which is deleted afterwards")
+    found = out.wait_for(_run(work))
+    out.rows([each.data() for each in found], output, COLUMNS)
+
+
+async def _run(work: Bench) -> list[Measured]:
+    """Run it; every signal that asks for an end is one to clean up first, as Ctrl-C is."""
+    import asyncio
+
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    found: list[Measured] = []
+    try:
+        await work.run(found.append)
+    except asyncio.CancelledError:
+        out.note("choreo: interrupted")
+        raise KeyboardInterrupt from None
+    return found

@@ -1,0 +1,112 @@
+"""What has arrived for one agent and has not begun, and the tasks that take it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Arrivals(Generic[T]):
+    """A queue for a pool of tasks, of which `places` may be busy at once.
+
+    One task is woken at a time: a task that never waits takes everything there is, without a turn of the loop for each.
+    Whoever takes one and leaves more behind wakes the next, which goes on when the first one waits for something. When
+    all tasks wait for something, `more` is called to start another one, and may decline.
+    """
+
+    def __init__(self, places: int, more: Callable[[], bool]) -> None:
+        self._free = places
+        self._more = more
+        self._arrived: deque[T] = deque()
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._woken = False  # one has been, or has been started, and has not begun yet
+        self._closed = False
+
+    def __len__(self) -> int:
+        """How many wait to be taken."""
+        return len(self._arrived)
+
+    def put(self, each: T) -> None:
+        """Add `each`."""
+        self._arrived.append(each)
+        self._wake()
+
+    def seat(self) -> Seat[T]:
+        """Return what a task of the pool takes with; it asks for it when it begins."""
+        self._woken = False
+        return Seat(self)
+
+    def take_all(self) -> list[T]:
+        """Return what nobody has taken, and forget it."""
+        taken = list(self._arrived)
+        self._arrived.clear()
+        return taken
+
+    def close(self) -> None:
+        """Let everybody who waits go home. What is added from now on is taken by nobody."""
+        self._closed = True
+        while self._idle:
+            turn = self._idle.popleft()
+            if not turn.done():
+                turn.set_result(None)
+
+    def _wake(self) -> None:
+        if self._woken or self._closed or not self._free or not self._arrived:
+            return
+        while self._idle:
+            turn = self._idle.popleft()
+            if not turn.done():  # else it was cancelled, and its task has not learned of it yet
+                turn.set_result(None)
+                self._woken = True
+                return
+        self._woken = self._more()
+
+    async def _turn(self) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._idle.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():  # woken and cancelled in one turn of the loop: somebody else has to take it
+                self._woken = False
+                self._wake()
+            elif turn in self._idle:
+                self._idle.remove(turn)
+            raise
+        self._woken = False
+
+
+# ruff: noqa: SLF001 - pool and seat are two halves of one thing
+class Seat(Generic[T]):
+    """One task's place in the pool. It is free while the task waits for the broker and none of the user's code runs."""
+
+    __slots__ = ("_arrivals", "_busy")
+
+    def __init__(self, arrivals: Arrivals[T]) -> None:
+        self._arrivals = arrivals
+        self._busy = False
+
+    async def take(self) -> T | None:
+        """Wait for the next one and a free place. None: it was closed."""
+        self.leave()
+        pool = self._arrivals
+        while not pool._closed and not (pool._arrived and pool._free):
+            await pool._turn()
+        if pool._closed:
+            return None
+        pool._free -= 1
+        self._busy = True
+        each = pool._arrived.popleft()
+        pool._wake()
+        return each
+
+    def leave(self) -> None:
+        """Give the place to somebody else, if it has not been given yet."""
+        if self._busy:
+            self._busy = False
+            self._arrivals._free += 1
+            self._arrivals._wake()

@@ -1,0 +1,98 @@
+"""Calling a function of the user's: on the event loop or in a thread, within a deadline, for the events that it gives.
+
+The deadline costs nothing for what never waits. Setting and cancelling a timer takes longer than many a reaction does,
+so a coroutine takes its first step without one, and gets it when that step ends in waiting for something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from concurrent.futures import Executor
+from typing import Any, TypeVar
+
+from choreo.errors import ReactionTimeout
+from choreo.event import Event
+from choreo.reaction import Reaction
+
+T = TypeVar("T")
+
+
+async def call(
+    reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Executor | None
+) -> list[Event]:
+    """Return what `function`, of `reaction`, gives: called in a thread of `executor` or, without one, on the loop.
+
+    Raises ReactionTimeout when it has waited for longer than the reaction may, besides what the function raises.
+    """
+    work = function(*arguments) if executor is None else _threaded(executor, function, arguments)
+    if type(work) is not types.CoroutineType:
+        work = _unfolded(work)
+    try:
+        awaited = work.send(None)
+    except StopIteration as end:
+        result = end.value
+    else:
+        result = await _within(reaction, _continued(work, awaited))
+    if result is None:
+        return []
+    if isinstance(result, AsyncIterator):
+        result = await _within(reaction, _unfolded(result))
+    return list(result) if isinstance(result, list | tuple) else [result]
+
+
+async def _within(reaction: Reaction, work: Awaitable[T]) -> T:
+    deadline = asyncio.timeout(reaction.timeout)
+    try:
+        async with deadline:
+            return await work
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise  # the work's own
+        raise ReactionTimeout(
+            f"reaction {reaction.name!r} of agent {reaction.agent} ran longer than its {reaction.timeout:g} s",
+            "make it faster, or raise its timeout=",
+        ) from error
+
+
+@types.coroutine
+def _continued(work: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
+    """Await `work`, which has begun already and waits for what `awaited` stands for."""
+    while True:
+        try:
+            yield awaited
+        except BaseException as error:  # noqa: BLE001 - cancellation above all: it is the work's to handle
+            try:
+                awaited = work.throw(error)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+        else:
+            break
+    rest: T = yield from work
+    return rest
+
+
+async def _unfolded(result: Any) -> Any:
+    """Return what `result` comes to: something to be awaited, the events that come one after the other, or itself."""
+    if inspect.isawaitable(result):
+        result = await result
+    return [event async for event in result] if isinstance(result, AsyncIterator) else result
+
+
+async def _threaded(executor: Executor, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    run = contextvars.copy_context().run
+    loop = asyncio.get_running_loop()
+    return await _unfolded(await loop.run_in_executor(executor, run, _in_thread, function, arguments))
+
+
+def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    try:
+        result = function(*arguments)
+        return list(result) if isinstance(result, Iterator) else result  # a generator does its work in the thread too
+    except (StopIteration, GeneratorExit) as error:
+        # A future cannot carry these two: it would never be done, or end whoever awaits it.
+        raise RuntimeError(f"{function.__name__} raised {type(error).__name__}") from error

@@ -1,0 +1,48 @@
+"""One timer for the deadlines of many publishes."""
+
+from __future__ import annotations
+
+import asyncio
+
+from choreo.rabbit.lane.deadlines import Deadlines
+from tests.waiting import eventually
+
+
+class Asked:
+    """Something that waits for an answer."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+async def test_who_has_no_answer_in_time_is_told_and_nobody_else() -> None:
+    told: list[Asked] = []
+    deadlines: Deadlines[Asked] = Deadlines(0.05, lambda each, _: told.append(each))
+    answered, late = Asked(), Asked()
+    deadlines.add(answered)
+    deadlines.add(late)
+    answered.answer.set_result(None)
+    await eventually(lambda: told == [late])
+    assert not deadlines.running
+
+
+async def test_each_has_its_whole_time() -> None:
+    loop = asyncio.get_running_loop()
+    told: list[float] = []
+    deadlines: Deadlines[Asked] = Deadlines(0.05, lambda *_: told.append(loop.time()))
+    began = []
+    for _ in range(3):
+        began.append(loop.time())
+        deadlines.add(Asked())
+        await asyncio.sleep(0.02)
+    await eventually(lambda: len(told) == 3)
+    assert all(end - begin >= 0.049 for begin, end in zip(began, told, strict=True))
+
+
+async def test_answered_ones_are_not_kept_until_their_time_is_up() -> None:
+    deadlines: Deadlines[Asked] = Deadlines(3600, lambda *_: None)
+    for _ in range(1000):
+        each = Asked()
+        deadlines.add(each)
+        each.answer.set_result(None)
+    assert len(deadlines._waiting) == 1
