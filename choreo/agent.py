@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
 from collections.abc import Callable
@@ -88,6 +89,17 @@ class Agent:
             if any(pattern.is_wildcard(each) and pattern.matches(each, topic) for each in reaction.patterns):
                 return reaction
         return None
+
+    def rewired(self, change: Callable[[Reaction], Reaction], lifespan: Lifespan | None) -> Agent:
+        """Return this agent, with `lifespan` and with each reaction as `change` makes it. This one stays as it is.
+
+        Whoever watches what an agent does, or replaces what it works with, needs no more than that.
+        """
+        other = copy.copy(self)
+        other.lifespan = lifespan
+        other._reactions = {reaction.name: change(reaction) for reaction in self.reactions}  # noqa: SLF001 - our own kind
+        other._by_topic = {topic: other._reactions[each.name] for topic, each in self._by_topic.items()}  # noqa: SLF001
+        return other
 
     @overload
     def on(self, function: F, /) -> F: ...

@@ -110,7 +110,7 @@ class Choreography:
         steps, and each is the shortest for some step; all loops of a graph can be exponentially many.
         """
         entry = {event.topic: (not event.external, place) for place, event in enumerate(self.events)}
-        steps = _looping([step for step in self._steps() if step.reaction.max_hops is None])
+        steps = _looping([step for step in self.steps() if step.reaction.max_hops is None])
         onward: dict[str, list[Step]] = {}
         for step in steps:
             onward.setdefault(step.taken, []).append(step)
@@ -122,7 +122,8 @@ class Choreography:
                 covered.update(found[-1])
         return tuple(found)
 
-    def _steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[Step]:
+        """Yield every way through a reaction, in the order of the events."""
         for event in self.events:
             for reaction in event.consumers:
                 for emitted in dict.fromkeys(reaction.emits + reaction.otherwise_emits):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from choreo import clock
 from choreo.message import (
     ATTEMPT,
     CE,
@@ -61,7 +62,7 @@ def write(
     code_version: str | None,
 ) -> Message:
     """Return `message`, bytes untouched, with everything that a person wants to know of its death on it."""
-    now = datetime.now(UTC)
+    now = clock.now()
     notes = {
         "reason": str(reason),
         "error-type": f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),

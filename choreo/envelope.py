@@ -19,6 +19,7 @@ import jiter
 from pydantic import ValidationError
 from pydantic_core import to_json
 
+from choreo import clock
 from choreo.errors import EnvelopeError
 from choreo.event import Declaration, Event, declaration
 from choreo.message import (
@@ -197,7 +198,7 @@ def enclose(
     Raises EnvelopeError for an id that no receiver would read.
     """
     event_id = _text("the event id", event_id) or new_id()
-    now = datetime.now(UTC)
+    now = clock.now()
     headers: dict[str, Any] = {
         "ce-specversion": "1.0",
         "ce-id": event_id,

@@ -20,7 +20,10 @@ ChoreoError                     1   exit code of a command that ends with it
 │   ├── PublishRefused          1   returned as unroutable, or nacked: it is not stored
 │   └── PublishUnknown         75   neither confirmed nor refused in time: it may or may not be stored
 ├── DeadlinePassed             75   work that was not done in the time it was given
-│   └── ReactionTimeout        75   a reaction ran longer than its `timeout` (also a TimeoutError)
+│   ├── ReactionTimeout        75   a reaction ran longer than its `timeout` (also a TimeoutError)
+│   ├── NothingLeft            75   in virtual time: what is awaited cannot come any more
+│   └── NotSettled             75   in a rehearsal: something still waits at its end (also an AssertionError)
+├── ScheduleFailed              1   a scenario fails on one of its schedules (also an AssertionError)
 └── PartlyDone                  3   some of many were done; the message says which were not
 """
 
@@ -143,6 +146,22 @@ class DeadlinePassed(ChoreoError):
 
 class ReactionTimeout(DeadlinePassed, TimeoutError):
     """A reaction ran longer than its `timeout`. A retry policy can name it, or TimeoutError."""
+
+
+class NothingLeft(DeadlinePassed):
+    """In virtual time: what is awaited cannot come any more, or has not come in a year."""
+
+
+class NotSettled(DeadlinePassed, AssertionError):
+    """In a rehearsal: something still waits after all the time that it was given."""
+
+
+class ScheduleFailed(ChoreoError, AssertionError):
+    """A scenario fails on one of the schedules that were explored; `seed` is the one that it fails with."""
+
+    def __init__(self, message: str, way_out: str, seed: int) -> None:
+        super().__init__(message, way_out)
+        self.seed = seed
 
 
 class PartlyDone(ChoreoError):

@@ -32,6 +32,8 @@ EMBEDDED = os.environ.get("CHOREO_TEST_BROKER") == "embedded"
 ROOT = Path(os.environ["CHOREO_TEST_RABBITMQ_ROOT"]) if os.environ.get("CHOREO_TEST_RABBITMQ_ROOT") else None
 MISSING = "RabbitMQ was not found"
 
+pytest_plugins = ("pytester", "choreo.testing.plugin")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     # Here, because pytest reads the options of the outermost conftest only.

@@ -11,6 +11,7 @@ from typing import reveal_type
 
 import choreo
 from choreo import Agent, Context, Envelope, Event, Retry, upcast
+from choreo.testing import Faults, Point, Rehearsal, rehearse
 
 
 class Placed(Event, topic="typing.placed", version=2):
@@ -86,3 +87,18 @@ async def outside() -> None:
         receipt = await publisher.publish(placed, delay="30s")
         reveal_type(receipt.correlation_id)  # is: str
         await publisher.publish("order.placed")  # type: ignore[arg-type]
+
+
+async def scenario(rehearsal: Rehearsal) -> int:
+    """Rehearse, in a test."""
+    await rehearsal.start(agent, "shipping", resources={"payment": None})
+    reveal_type(rehearsal.events(Paid))  # is: list[Paid]
+    reveal_type(rehearsal.events())  # is: list[Event]
+    reveal_type(rehearsal.emitted(Paid)[0].event)  # is: Paid
+    rehearsal.crash(Point.DONE, agent, taking=Placed)
+    rehearsal.crash("done", agent)  # type: ignore[arg-type]
+    return 1
+
+
+reveal_type(Rehearsal(agent, seed=1).run(scenario))  # is: int
+rehearse(scenario, schedules=10, faults=Faults(late=0.5))

@@ -13,6 +13,13 @@ from choreo.broker_url import BrokerUrl
 from choreo.errors import AccessRefused, BrokerUnreachable, ChoreoError, ConfigurationError, TopologyMismatch
 
 _LATER: Final = (320, 506, 541)  # closed by an operator, out of resources, internal error: it may pass
+_ACCESS_REFUSED: Final = 403
+_CODES: Final = {  # of what closes a channel and not the connection
+    amqp.ChannelAccessRefused: _ACCESS_REFUSED,
+    amqp.ChannelNotFoundEntity: 404,
+    amqp.ChannelLockedResource: 405,
+    amqp.ChannelPreconditionFailed: 406,
+}
 _INEQUIVALENT: Final = re.compile(
     r"inequivalent arg '(?P<argument>[^']+)' for (?P<kind>queue|exchange) '(?P<name>[^']+)'.*?:"
     r" received (?P<received>.+?) but current is (?P<current>.+?)\"?$"
@@ -75,7 +82,18 @@ def lost(error: BaseException | None) -> ChoreoError:
 
 def declaring(error: BaseException) -> ChoreoError:
     """Return what a refused declaration, binding or subscription means for the user."""
-    text = str(error)
+    code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), None)
+    if code is not None:
+        return refusal(code, str(error))
+    return (
+        lost(error)
+        if isinstance(error, amqp.AMQPConnectionError)
+        else BrokerUnreachable(f"the broker did not answer a declaration: {_reason(error)}")
+    )
+
+
+def refusal(code: int, text: str) -> ChoreoError:
+    """Return what a broker means that closes a channel with AMQP's reply code `code`."""
     found = _INEQUIVALENT.search(text)
     if found is not None:
         kind, name = found["kind"], found["name"]
@@ -88,19 +106,15 @@ def declaring(error: BaseException) -> ChoreoError:
             f" choreo declares {found['received']}",
             f"{delete}, then start again; or keep it and use another namespace (CHOREO_NAMESPACE)",
         )
-    if isinstance(error, amqp.ChannelAccessRefused):
+    if code == _ACCESS_REFUSED:
         return AccessRefused(
             f"the broker refused: {text}",
             "give the user permission on the namespace:"
             ' rabbitmqctl set_permissions USER "^choreo\\." "^choreo\\." "^choreo\\."',
         )
-    if isinstance(error, amqp.ChannelPreconditionFailed | amqp.ChannelNotFoundEntity | amqp.ChannelLockedResource):
+    if code in _CODES.values():
         return ConfigurationError(f"the broker refused: {text}", "look at the queue with choreo inspect queues")
-    return (
-        lost(error)
-        if isinstance(error, amqp.AMQPConnectionError)
-        else BrokerUnreachable(f"the broker did not answer a declaration: {_reason(error)}")
-    )
+    return BrokerUnreachable(f"the connection to the broker was lost: {text}")
 
 
 def _reason(error: BaseException) -> str:

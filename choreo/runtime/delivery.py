@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import count
 from typing import Any, Final
 
 import structlog
 
-from choreo import dead_letter
+from choreo import clock, dead_letter
 from choreo.agent import Agent
 from choreo.envelope import Envelope, open_envelope
 from choreo.errors import EnvelopeError, NotEmitted, PublishFailed
@@ -126,7 +126,7 @@ class Courier:
         """Do what the policy says about `error`. Return the next failure, or None when the delivery can be settled."""
         if case.session.lost.done():
             raise _SessionLostError
-        now = datetime.now(UTC)
+        now = clock.now()
         case.first_failure = case.first_failure or now
         elapsed = (now - case.first_failure).total_seconds()
         try:

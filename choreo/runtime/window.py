@@ -226,8 +226,11 @@ class Window:
 
     def _stop(self) -> None:
         for task in (self._work, *self._closing):
-            if task is not None:
-                task.cancel()
+            if task is None:
+                continue
+            task.cancel()
+            if task.done() and not task.cancelled():
+                task.exception()  # it has failed with the session, which says so itself
 
     async def _run(self, narrow: _Subscription) -> None:
         await self._first(narrow)

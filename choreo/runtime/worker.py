@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
@@ -16,6 +15,7 @@ from typing import Any, Final, NoReturn
 import structlog
 import tenacity
 
+from choreo import clock
 from choreo.agent import Agent
 from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.runtime import lifespan, lookout
@@ -154,7 +154,7 @@ class Worker:
         only_unreachable = tenacity.retry_if_exception_type(BrokerUnreachable)
         session = await self._connected(only_unreachable, tenacity.stop_after_delay(self._settings.wait))
         while session is not None:
-            began = time.monotonic()
+            began = clock.monotonic()
             self._change(State.CONSUMING, self._consuming)
             watch = asyncio.create_task(lookout.watch(session, self._windows, self._look_every))
             try:
@@ -164,9 +164,9 @@ class Worker:
                 await self._lost(session, watch)
             finally:
                 watch.cancel()
-                await session.close()
+                await self._abandon(session)
             # A session that is lost again as soon as it is there must not become a storm of connections.
-            self._short_lives = self._short_lives + 1 if time.monotonic() - began < _SHORT_LIFE else 0
+            self._short_lives = self._short_lives + 1 if clock.monotonic() - began < _SHORT_LIFE else 0
             await self._sleep(min(0.1 * 2**self._short_lives, 1.0) * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
             session = await self._connected(tenacity.retry_if_exception_type(ChoreoError), tenacity.stop_never)
         return await self._drain(None)
@@ -300,7 +300,7 @@ class Worker:
                     await self._sleep(_DEFECT_PAUSE)
                     delivery.consumer.requeue(delivery)
                 self._handled += 1
-                if self._handled >= self._share or time.monotonic() - self._turned > _SLICE:
+                if self._handled >= self._share or clock.monotonic() - self._turned > _SLICE:
                     await self._let_turn()
             except asyncio.CancelledError:
                 if courier.ending.is_set():
@@ -320,7 +320,7 @@ class Worker:
         await asyncio.sleep(0)
 
     def _has_turned(self) -> None:
-        self._turning, self._turned, self._handled = False, time.monotonic(), 0
+        self._turning, self._turned, self._handled = False, clock.monotonic(), 0
 
     async def _drain(self, session: Session | None) -> bool:
         self._draining_since = asyncio.get_running_loop().time()

@@ -32,17 +32,20 @@ class Reader:
     def __init__(self, project: Path, url: str | None, start: Callable[..., Running]) -> None:
         bin_ = project.parent / "bin"
         bin_.mkdir()
-        script = bin_ / "choreo"
-        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m choreo "$@"\n')
-        script.chmod(0o755)
+        # Where the pages say `pytest`, choreo is installed; here it may be on a path only, and pytest needs to be told.
+        programs = {"choreo": "-m choreo", "pytest": "-m pytest -p choreo.testing.plugin -p no:cacheprovider"}
+        for name, options in programs.items():
+            script = bin_ / name
+            script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {options} "$@"\n')
+            script.chmod(0o755)
         self.project = project
         self.start = start
         self.env = {} if url is None else {"CHOREO_URL": url}
         self.environment = environment(self.env) | {"PATH": f"{bin_}:{os.environ['PATH']}"}
 
-    def read(self, page: str) -> None:
-        """Do all that a page says."""
-        for language, block in BLOCK.findall((ROOT / page).read_text()):
+    def follow(self, page: Path) -> None:
+        """Do what `page` says, from its first block to its last."""
+        for language, block in BLOCK.findall(page.read_text()):
             if language == "python":
                 self.python(block)
             elif language == "console":
@@ -51,7 +54,9 @@ class Reader:
     def python(self, code: str) -> None:
         """Write a file, or run the code."""
         if (file := FILE.match(code)) is not None:
-            (self.project / file[1]).write_text(code)
+            path = self.project / file[1]
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(code)
             return
         calls = [call for name, call in CALLS.items() if f"async def {name}(" in code]
         code += "".join(f"\nimport asyncio\nasyncio.run({call})\n" for call in calls)
@@ -84,14 +89,19 @@ def test_the_page_works_as_written(
     page: str, project: Path, broker_url: str, vhost: str, start_choreo: Callable[..., Running]
 ) -> None:
     """A reader who types what the page says, from its first line to its last, sees what it says."""
-    Reader(project, broker_url + vhost, start_choreo).read(page)
+    Reader(project, broker_url + vhost, start_choreo).follow(ROOT / page)
 
 
 def test_the_page_of_the_embedded_broker_works_without_any_other(
     project: Path, start_choreo: Callable[..., Running]
 ) -> None:
     """Nothing is named anywhere; `choreo dev` brings the broker, and the commands find it."""
-    Reader(project, None, start_choreo).read("docs/embedded.md")
+    Reader(project, None, start_choreo).follow(ROOT / "docs" / "embedded.md")
+
+
+def test_the_page_on_testing_works_without_a_broker(project: Path, start_choreo: Callable[..., Running]) -> None:
+    """Everything that it shows runs where no RabbitMQ is."""
+    Reader(project, "amqp://127.0.0.1:1", start_choreo).follow(ROOT / "docs" / "testing.md")
 
 
 def test_the_picture_in_readme_is_the_one_that_choreo_draws(

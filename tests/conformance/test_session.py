@@ -1,4 +1,7 @@
-"""The contract of transport.Session, against a real node: what every other transport will have to pass as well."""
+"""The contract of transport.Session: through the lane, through aiormq's channels, and in process without any RabbitMQ.
+
+What needs an address, a user or the death of a node is asked of the first two only.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,12 @@ from typing import Any
 import aio_pika
 import pytest
 
+from choreo import in_process
 from choreo.agent import Agent
 from choreo.broker_url import BrokerUrl
 from choreo.errors import AccessRefused, BrokerUnreachable, ChoreoError, ConfigurationError, TopologyMismatch
 from choreo.event import Event
+from choreo.in_process import Host
 from choreo.message import Message
 from choreo.rabbit import session as rabbit
 from choreo.rabbit.node import Node
@@ -32,19 +37,56 @@ Open = Callable[..., Awaitable[Session]]
 QUORUM = {"x-queue-type": "quorum", "x-delivery-limit": 20}
 
 
-@pytest.fixture(params=["lane", "plain"])
-async def open_session(broker_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Open]:
+IN_PROCESS = "in process"
+ON_A_WIRE = [pytest.param(each, marks=pytest.mark.broker) for each in ("lane", "plain")]
+
+on_a_wire = pytest.mark.parametrize("transport", ON_A_WIRE, indirect=True)
+
+
+@pytest.fixture(params=[*ON_A_WIRE, IN_PROCESS])
+def transport(request: pytest.FixtureRequest) -> str:
+    """Which transport is under test."""
+    return str(request.param)
+
+
+@pytest.fixture
+def host(transport: str) -> Host | None:
+    """The broker of the transport in process."""
+    return Host() if transport == IN_PROCESS else None
+
+
+@pytest.fixture
+async def open_session(transport: str, host: Host | None, request: pytest.FixtureRequest) -> AsyncIterator[Open]:
     """Opens sessions: open_session(url=broker_url). They are closed with the test."""
     opened: list[Session] = []
+    broker_url = request.getfixturevalue("broker_url") if host is None else None
 
-    async def open_one(url: str = broker_url) -> Session:
-        fast = request.param == "lane"
-        opened.append(await rabbit.connect([BrokerUrl.parse(url)], name="conformance", fast=fast))
+    async def open_one(url: str | None = broker_url) -> Session:
+        if url is None:
+            assert host is not None
+            opened.append(await in_process.connect(host))
+        else:
+            opened.append(await rabbit.connect([BrokerUrl.parse(url)], name="conformance", fast=transport == "lane"))
         return opened[-1]
 
     yield open_one
     for each in opened:
         await each.close()
+
+
+@pytest.fixture
+async def delete_queue(host: Host | None, request: pytest.FixtureRequest) -> Callable[[str], Awaitable[None]]:
+    """Deletes a queue behind the back of the session."""
+    broker_url = request.getfixturevalue("broker_url") if host is None else ""
+
+    async def delete(queue: str) -> None:
+        if host is not None:
+            host.broker.connect().open_channel(1, lambda _: None).queue_delete(queue)
+            return
+        async with await aio_pika.connect(broker_url) as connection, connection.channel() as channel:
+            await channel.queue_delete(queue)
+
+    return delete
 
 
 @pytest.fixture
@@ -476,6 +518,7 @@ async def test_wrong_virtual_host_is_refused(broker_url: str, namespace: str) ->
 
 
 @pytest.mark.real_node("permissions")
+@on_a_wire
 async def test_missing_permission_is_refused(
     node: Node, open_session: Open, session: Session, box: Box, vhost: str
 ) -> None:
@@ -556,15 +599,17 @@ async def test_next_node_of_the_list_is_tried(broker_url: str, node: Node) -> No
 # The end of a session.
 
 
-async def test_deleted_queue_ends_the_session(session: Session, box: Box, broker_url: str) -> None:
+async def test_deleted_queue_ends_the_session(
+    session: Session, box: Box, delete_queue: Callable[[str], Awaitable[None]]
+) -> None:
     """The broker cancels a consumer whose queue is deleted: nothing would ever arrive again, so it counts as lost."""
     await box.consume(session)
-    async with await aio_pika.connect(broker_url) as connection, connection.channel() as channel:
-        await channel.queue_delete(box.queue)
+    await delete_queue(box.queue)
     async with asyncio.timeout(5):
         assert "queue was deleted" in str(await session.lost)
 
 
+@on_a_wire
 async def test_connections_closed_by_the_broker_end_the_session(
     node: Node, open_session: Open, broker_url: str, vhost: str
 ) -> None:
@@ -585,6 +630,7 @@ async def test_closing_ends_the_session(session: Session) -> None:
     await session.close()
 
 
+@on_a_wire
 @pytest.mark.timeout(180)
 async def test_alarm_and_death_of_a_node(fresh_node: Node, open_session: Open, namespace: str) -> None:
     """While the broker has no memory left, publishes are unknown and acknowledgements get through; when it is killed,

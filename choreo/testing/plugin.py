@@ -1,0 +1,113 @@
+"""The pytest plugin: the fixtures `rehearsal` and `rabbitmq`, and tests that are coroutines in virtual time.
+
+pytest finds it by itself wherever choreo is installed. A test that is a coroutine and asks for `rehearsal`, itself or
+through a fixture, runs on the rehearsal's loop; other plugins for asynchronous tests never get to see it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import secrets
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from choreo.rabbit.node import Node
+    from choreo.testing.rehearsal import Rehearsal
+
+_NO_RABBITMQ: Final = "no RabbitMQ"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    parser.getgroup("choreo").addoption(
+        "--choreo-seed",
+        metavar="SEED",
+        help="the seed that rehearsals begin with, a number (1 unless given) or 'random'; a failing one names its own",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take the seed."""
+    given = config.getoption("--choreo-seed")
+    if given is None:
+        return
+    from choreo.testing import seeds
+
+    try:
+        seeds.choose(secrets.randbits(31) if given == "random" else int(given))
+    except ValueError:
+        raise pytest.UsageError(f"--choreo-seed={given}: a seed is a whole number, or 'random'") from None
+    config.option.choreo_seed = str(seeds.chosen())  # for the processes of pytest-xdist, which get our options
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say which seed was given, or drawn."""
+    if config.getoption("--choreo-seed") is None:
+        return None
+    from choreo.testing import seeds
+
+    return f"choreo: rehearsals begin with seed {seeds.chosen()}"
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
+    """Have coroutines that ask for a rehearsal run on its loop, before another plugin takes them for its own."""
+    made = yield
+    for item in made if isinstance(made, list) else [made]:
+        if isinstance(item, pytest.Function) and "rehearsal" in item.fixturenames and _is_coroutine(item.obj):
+            item.obj = _on_its_loop(item, item.obj)
+    return made
+
+
+@pytest.fixture
+def rehearsal() -> Rehearsal:
+    """A `choreo.testing.Rehearsal` of its own for the test: ``await rehearsal.start(payment)`` begins it."""
+    from choreo.testing.rehearsal import Rehearsal
+
+    return Rehearsal()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A private RabbitMQ node for the whole run: `rabbitmq.url`. Where there is no RabbitMQ, the test is skipped."""
+    from choreo.errors import ChoreoError
+    from choreo.rabbit.node import Node
+    from choreo.rabbit.release import INSTALL, find_server
+
+    if find_server() is None:
+        pytest.skip(f"{_NO_RABBITMQ}: {INSTALL}")
+    try:
+        node = Node.start(tmp_path_factory.mktemp("rabbitmq"))
+    except ChoreoError as error:
+        pytest.skip(f"{_NO_RABBITMQ}: {error}")
+    with node:
+        yield node
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly what was not tested: a green run without a broker proves less than it seems."""
+    skipped = [each for each in terminalreporter.stats.get("skipped", ()) if _NO_RABBITMQ in str(each.longrepr)]
+    if skipped:
+        terminalreporter.write_sep("!", f"{len(skipped)} TESTS DID NOT RUN: {_NO_RABBITMQ}", red=True, bold=True)
+
+
+def _is_coroutine(function: object) -> bool:
+    return inspect.iscoroutinefunction(inspect.unwrap(function)) if callable(function) else False
+
+
+def _on_its_loop(item: pytest.Function, test: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `test` as a plain function, which runs it from beginning to end in its rehearsal."""
+
+    @functools.wraps(test)
+    def run(**arguments: Any) -> None:
+        __tracebackhide__ = True
+        rehearsal: Any = item.funcargs["rehearsal"]
+        rehearsal.run(lambda _: test(**arguments))
+
+    # What is left of the coroutine would have other plugins take it for one.
+    del run.__wrapped__
+    return run

@@ -1,0 +1,390 @@
+"""A rehearsal: agents as they are, on a broker in the same process, in time that costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from types import ModuleType, TracebackType
+from typing import Any, Final, Self, TypeVar, overload
+
+from choreo import clock, dead_letter, duration, in_process, loader
+from choreo.agent import Agent
+from choreo.dead_letter import DeadLetter
+from choreo.duration import Duration
+from choreo.embedded import QueueOk
+from choreo.errors import NotSettled, UsageError
+from choreo.event import Event, declaration
+from choreo.runtime.publisher import Publisher, Receipt
+from choreo.settings import Settings
+from choreo.settings import load as load_settings
+from choreo.testing import seeds
+from choreo.testing.faults import NONE, Fates, Faults, Point
+from choreo.testing.loop import VirtualLoop
+from choreo.testing.process import OWN, RESTART, Process, Stage
+from choreo.testing.record import Attempt, E, Emission, Hop, Record, declared, topic_named
+from choreo.topology import Names
+
+BEGIN: Final = datetime(2030, 1, 1, tzinfo=UTC)  # when every rehearsal begins
+
+Cast = Agent | ModuleType | str
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Play:
+    """What a rehearsal has once it has begun; `zero` is the time of the loop then."""
+
+    loop: VirtualLoop
+    zero: float
+    stage: Stage
+    publisher: Publisher
+
+
+class Rehearsal:
+    """Runs agents in virtual time; ``async with Rehearsal(payment) as rehearsal:`` on a VirtualLoop, or `run`.
+
+    `agents`: those that start with it, as Agent objects, modules, or names as `choreo run` takes them. `resources`: by
+    an agent's name, what its reactions get in place of what its lifespan would yield. `seed` decides everything that is
+    left to chance, also what Python's `random` gives; `faults` is what goes wrong by chance, nothing unless given.
+    `settings`: in place of the defaults; variables and files are not read.
+    """
+
+    def __init__(
+        self,
+        *agents: Cast,
+        resources: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        faults: Faults = NONE,
+        settings: Settings | None = None,
+    ) -> None:
+        self.seed = seeds.chosen() if seed is None else seed
+        self._cast = agents
+        self._resources = dict(resources or {})
+        self._settings = settings or Settings()
+        self._names = Names(self._settings.namespace)
+        self._record = Record(self._names, lambda: self.elapsed)
+        self._fates = Fates(self.seed, faults, self._record.note)
+        self._processes: dict[str, Process] = {}
+        self._stack = AsyncExitStack()
+        self._told = False
+        self._begun: _Play | None = None
+
+    # -- running it -----------------------------------------------------------------------------------------------
+
+    def run(self, scenario: Callable[[Self], Awaitable[T]]) -> T:
+        """Run `scenario` from its beginning to its end, on an event loop of its own. Once for each rehearsal."""
+        __tracebackhide__ = True  # pytest then shows the scenario, and not how it came to run
+
+        async def play() -> T:
+            __tracebackhide__ = True
+            async with self:
+                return await scenario(self)
+
+        try:
+            with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+                return runner.run(play())
+        except Exception as error:
+            self._annotate(error)
+            raise
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, VirtualLoop):
+            raise UsageError(
+                f"a rehearsal needs a loop with virtual time, and this one is a {type(loop).__name__}",
+                "let rehearsal.run(scenario) make it, or asyncio.Runner(loop_factory=VirtualLoop)",
+            )
+        if self._begun is not None:
+            raise UsageError("the rehearsal is over already", "make another one: each has a broker of its own")
+        host = in_process.Host(
+            clock=lambda: BEGIN.timestamp() + loop.time(),
+            latency=self._fates.latency if self._fates.faults.latency else None,
+            answered=self._record.answered,
+        )
+        stage = Stage(host, self._settings, self._fates, self._record)
+        publisher = Publisher(self._settings, lambda: in_process.connect(host), source="rehearsal")
+        self._begun = _Play(loop, loop.time(), stage, publisher)
+        self._stack.enter_context(clock.told(lambda: self.now, loop.time))
+        self._stack.callback(random.setstate, random.getstate())
+        random.seed(self.seed)
+        self._stack.callback(host.close)
+        self._stack.push_async_exit(publisher)
+        try:
+            if self._cast:
+                await self.start(*self._cast)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        async with self._stack as stack:
+            for process in self._processes.values():
+                stack.push_async_callback(process.stop if error is None else process.gone)
+                if error is not None:
+                    process.kill(None)
+        if isinstance(error, Exception):
+            self._annotate(error)
+
+    async def start(self, *agents: Cast, resources: Mapping[str, Any] | None = None) -> None:
+        """Start agents, or start those anew that are down; without any, all of the project.
+
+        Returns when they consume. `resources` as for the rehearsal. Raises what keeps an agent from starting.
+        """
+        self._resources |= resources or {}
+        for agent in _cast(agents):
+            before = self._processes.get(agent.name)
+            if before is not None and not before.down:
+                raise UsageError(f"agent {agent.name} runs already", "stop it before it starts again")
+            process = Process(self._play.stage, agent, self._resources.get(agent.name, OWN))
+            self._processes[agent.name] = process
+            self._record.agents[agent.name] = agent
+            if before is None:
+                self._plan_outage(agent.name)
+            else:
+                await before.gone()
+            await process.start()
+
+    async def stop(self, *agents: Cast) -> None:
+        """Let agents finish what they do, and stop; their queues stay. Without any, all of them."""
+        for process in self._chosen(agents):
+            await process.stop()
+
+    # -- what a test does -----------------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        event: Event,
+        *,
+        delay: Duration | None = None,
+        correlation_id: str | None = None,
+        event_id: str | None = None,
+    ) -> Receipt:
+        """Publish `event` as `choreo.connect` does, and return when the broker has it. Raises PublishRefused."""
+        event_id = event_id or f"{self._fates.random.getrandbits(128):032x}"
+        if self._fates.doubles(declaration(event).topic):
+            await self._play.publisher.publish(event, delay=delay, correlation_id=correlation_id, event_id=event_id)
+        return await self._play.publisher.publish(event, delay=delay, correlation_id=correlation_id, event_id=event_id)
+
+    async def settled(self, *, within: Duration = "30d") -> None:
+        """Let time pass until nothing waits any more: every delivery is settled, every delay is over.
+
+        What waits for an agent that is down is left aside. Raises NotSettled, which says what waits and where, when
+        `within` of virtual time is not enough, and what has ended an agent that should run.
+        """
+        end = self._play.loop.time() + duration.seconds(within)
+        await self._play.loop.quiet()
+        while waiting := self._waiting():
+            if not await self._play.loop.later() or self._play.loop.time() > end:
+                raise NotSettled(
+                    f"not settled after {duration.text(self.elapsed)}: {'; '.join(waiting)}",
+                    "look at rehearsal.attempts(), or give it longer: settled(within=...)",
+                )
+
+    async def advance(self, time: Duration) -> None:
+        """Let `time` pass, and everything happen that is due by then."""
+        await asyncio.sleep(duration.seconds(time))
+        await self._play.loop.quiet()
+
+    @asynccontextmanager
+    async def down(self, agent: Cast) -> AsyncIterator[None]:
+        """Kill `agent`, and start it again at the end of the block: what is for it waits in its queue meanwhile."""
+        [process] = self._chosen([agent])
+        process.kill(None)
+        await process.gone()
+        yield
+        [process] = self._chosen([agent])
+        if process.down:
+            await process.start()
+
+    def kill(self, agent: Cast, *, back_after: Duration = RESTART) -> None:
+        """End the process of `agent` at once, in the middle of what it does; it is started anew after a second."""
+        for process in self._chosen([agent]):
+            process.kill(duration.seconds(back_after))
+
+    def crash(
+        self, at: Point, agent: Cast | None = None, *, taking: type[Event] | str | None = None, times: int = 1
+    ) -> None:
+        """Have a process end when a delivery passes the point `at`: that of `agent`, with the event `taking`.
+
+        None stands for whichever is next. The process is started anew after a second. At the points `published` and
+        `confirmed`, `taking` is the event that is published.
+        """
+        self._fates.order(Point(at), self._name(agent), topic_named(taking), times)
+
+    def repeat(self, taking: type[Event] | str | None = None, agent: Cast | None = None, *, times: int = 1) -> None:
+        """Have the next deliveries that fit come again after they were settled: their acknowledgement is lost."""
+        self._fates.order("lost", self._name(agent), topic_named(taking), times)
+
+    def double(self, event: type[Event] | str | None = None, *, times: int = 1) -> None:
+        """Have the next events that are published stored twice: both copies, with one id, come to all who listen."""
+        self._fates.order("doubled", None, topic_named(event), times)
+
+    def hold(
+        self, by: Duration, taking: type[Event] | str | None = None, agent: Cast | None = None, *, times: int = 1
+    ) -> None:
+        """Have the next deliveries that fit come later by so much, behind those that follow them."""
+        self._fates.order("late", self._name(agent), topic_named(taking), times, duration.seconds(by))
+
+    # -- what a test looks at -------------------------------------------------------------------------------------
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of virtual time since the rehearsal began."""
+        return self._begun.loop.time() - self._begun.zero if self._begun is not None else 0.0
+
+    @property
+    def now(self) -> datetime:
+        """The virtual time; every rehearsal begins with the year 2030."""
+        return BEGIN + timedelta(seconds=self.elapsed)
+
+    @overload
+    def emitted(self) -> list[Emission[Event]]: ...
+
+    @overload
+    def emitted(self, kind: type[E]) -> list[Emission[E]]: ...
+
+    def emitted(self, kind: type[Event] | None = None) -> list[Any]:
+        """Return what agents have emitted, of class `kind` or all, in the order in which the broker stored it."""
+        return [each for each in self._record.emissions if kind is None or isinstance(each.event, kind)]
+
+    @overload
+    def events(self) -> list[Event]: ...
+
+    @overload
+    def events(self, kind: type[E]) -> list[E]: ...
+
+    def events(self, kind: type[Event] | None = None) -> list[Any]:
+        """Return the emitted events themselves, each once, however often it was emitted or delivered."""
+        return list({each.envelope.id: each.event for each in self.emitted(kind or Event)}.values())
+
+    def attempts(self, reaction: str | None = None) -> list[Attempt]:
+        """Return the calls of a reaction, "payment.charge", of all of an agent, "payment", or just all of them."""
+        whole = [each for each in self._record.attempts if reaction in (None, each.reaction)]
+        return whole or [each for each in self._record.attempts if each.reaction.startswith(f"{reaction}.")]
+
+    @property
+    def dead_letters(self) -> list[DeadLetter]:
+        """What lies in the dead-letter queues now, by agent, the oldest first."""
+        return [
+            dead_letter.read(each, agent=agent)
+            for agent in self._processes
+            for each in in_process.look(self._play.stage.host, self._names.dlq(agent))
+        ]
+
+    @property
+    def faults(self) -> list[str]:
+        """What went wrong on purpose, and when."""
+        return list(self._record.faults)
+
+    @property
+    def walked(self) -> set[Hop]:
+        """The steps that were really gone: from an event through a reaction to an event. Compare `declared`."""
+        return set(self._record.walked)
+
+    @property
+    def declared(self) -> set[Hop]:
+        """The steps that the signatures of the agents allow; those not in `walked` were not rehearsed."""
+        return declared(self._record.agents.values())
+
+    def story(self) -> str:
+        """Return what a person needs to see it happen again: the seed, and everything that went wrong on purpose."""
+        lines = [f"rehearsal with seed {self.seed}, after {duration.text(round(self.elapsed, 3))}"]
+        return "\n  ".join([*lines, *self._record.faults])
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _annotate(self, error: BaseException) -> None:
+        """Put the story on what has ended the rehearsal, once."""
+        if not self._told:
+            self._told = True
+            error.add_note(self.story())
+
+    @property
+    def _play(self) -> _Play:
+        if self._begun is None:
+            raise UsageError(
+                "the rehearsal has not begun",
+                "let rehearsal.run(scenario) begin it, or async with, or a coroutine test",
+            )
+        return self._begun
+
+    def _plan_outage(self, agent: str) -> None:
+        outage = self._fates.outage()
+        if outage is None:
+            return
+        begin, length = outage
+
+        def kill() -> None:
+            process = self._processes[agent]
+            if not process.down:
+                self._record.note(f"{agent} is down for {length:.0f} s")
+                process.kill(length)
+
+        self._play.loop.call_later(begin, kill)
+
+    def _waiting(self) -> list[str]:
+        """Say what is left to do."""
+        for process in self._processes.values():
+            process.check()
+        self._play.stage.host.catch_up()
+        left = [f"{name} starts anew" for name, each in self._processes.items() if not (each.down or each.ready)]
+        down = {self._names.queue(name) for name, process in self._processes.items() if process.down}
+        watched = {self._names.queue(name) for name in self._processes} - down
+        for queue in self._play.stage.host.broker.queues():
+            if queue.queue in watched or queue.queue.startswith(f"{self._names.delay}."):
+                left += self._held(queue)
+        return left
+
+    def _held(self, queue: QueueOk) -> list[str]:
+        unsettled = self._play.stage.host.broker.unsettled(queue.queue)
+        return (
+            [f"{queue.queue} has {queue.messages} ready and {unsettled} unsettled"]
+            if queue.messages or unsettled
+            else []
+        )
+
+    def _chosen(self, agents: Sequence[Cast]) -> list[Process]:
+        names = [self._name(each) for each in agents] if agents else list(self._processes)
+        unknown = next((name for name in names if name not in self._processes), None)
+        if unknown is not None:
+            known = ", ".join(self._processes) or "none"
+            raise UsageError(f"agent {unknown} is not part of this rehearsal", f"start it first; there are: {known}")
+        return [self._processes[name] for name in names if name is not None]
+
+    @staticmethod
+    def _name(agent: Cast | None) -> str | None:
+        if agent is None or isinstance(agent, str):
+            return agent
+        return (agent if isinstance(agent, Agent) else _of_module(agent)).name
+
+
+def _cast(agents: Sequence[Cast]) -> list[Agent]:
+    """Return the agents, loading those that are named."""
+    if not agents:
+        return loader.load_all(load_settings().agents_folder)
+    return [
+        loader.load(each, load_settings().agents_folder)
+        if isinstance(each, str)
+        else each
+        if isinstance(each, Agent)
+        else _of_module(each)
+        for each in agents
+    ]
+
+
+def _of_module(module: ModuleType) -> Agent:
+    agent = getattr(module, "agent", None)
+    if isinstance(agent, Agent):
+        return agent
+    found = [each for each in vars(module).values() if isinstance(each, Agent)]
+    if len(found) != 1:
+        names = ", ".join(each.name for each in found) or "no agent"
+        raise UsageError(f"the module {module.__name__} holds {names}", "name one of them: module.its_agent")
+    return found[0]
