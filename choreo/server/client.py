@@ -119,11 +119,11 @@ class Client(asyncio.Protocol):
                 return 0
             self._greet(data[:8])
             at = 8
-        room = self.frame_max - wire.OVERHEAD
         while size - at >= wire.FRAME.size and self._state is not State.CLOSED:
             kind, number, length = wire.FRAME.unpack_from(data, at)
             end = at + wire.FRAME.size + length
-            if length > room:
+            if length > self.frame_max:  # RabbitMQ, too, lets a client forget the eight bytes around the payload
+                room = self.frame_max - wire.OVERHEAD
                 raise handshake.bad_frame(kind, b"", f"{{frame_too_large,{length},{room}}}")
             if end >= size:
                 break
@@ -132,7 +132,6 @@ class Client(asyncio.Protocol):
                 raise handshake.bad_frame(kind, payload, f"{{invalid_frame_end_marker,{data[end]}}}")
             at = end + 1
             self._frame(kind, number, payload)
-            room = self.frame_max - wire.OVERHEAD  # the handshake changes it
         return at
 
     def _frame(self, kind: int, number: int, payload: bytes) -> None:
@@ -209,7 +208,8 @@ class Client(asyncio.Protocol):
             case State.RUNNING, commands.Connection.UpdateSecret():
                 self.write(wire.method(0, commands.Connection.UpdateSecretOk()))
             case _:
-                raise AmqpError(503, handshake.out_of_place(asked), divmod(asked.index, 1 << 16))
+                words = f"unexpected method in connection state {self._state.name.lower()}"
+                raise AmqpError(504, words, divmod(asked.index, 1 << 16))
 
     def _login(self, asked: commands.Connection.StartOk) -> str | None:
         """Return the user; None when the connection has ended, because the client knows no other refusal."""
