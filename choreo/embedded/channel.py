@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from choreo.embedded import arguments as queue_arguments
 from choreo.embedded import declaring
-from choreo.embedded.consumers import Consumer, Held
+from choreo.embedded.consumers import Consumer, Held, put_back, refuse
 from choreo.embedded.exchanges import Binding
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.message import Properties
@@ -77,13 +76,15 @@ class Channel:
             return
         self.open = False
         del self.connection.channels[self.number]
-        consumers, self.consumers = list(self.consumers.values()), {}
-        for consumer in consumers:
-            if not consumer.queue.gone:
-                consumer.queue.unsubscribe(consumer)
+        left = dict.fromkeys(consumer.queue for consumer in self.consumers.values())
+        for consumer in self.consumers.values():
+            consumer.queue.unsubscribe(consumer)
+        self.consumers.clear()
         # In RabbitMQ one consumer's after the other's, as they came, but nobody gets any before all are back.
         held = sorted(self._collect(0, multiple=True), key=lambda each: (each.queue.name, each.consumer.order))
-        _put_back(held, lambda each: each.queue.name, failed=True)
+        put_back(held, lambda each: each.queue.name, failed=True)
+        for queue in left:
+            queue.carry_on()
         for queue in self.broker.by_name.values():
             queue.leave(self)
         self.broker.catch_up()
@@ -282,6 +283,7 @@ class Channel:
         consumer = self.consumers.pop(consumer_tag, None)
         if consumer is not None:
             consumer.queue.unsubscribe(consumer)
+            consumer.queue.carry_on()
 
     @_method(60, 70)
     def get(self, queue: str, *, no_ack: bool = False) -> Got | None:
@@ -319,19 +321,19 @@ class Channel:
     @_method(60, 120)
     def nack(self, delivery_tag: int, *, multiple: bool = False, requeue: bool = True) -> None:
         """basic.nack: give back, or dead-letter. Errors: 406."""
-        _refuse(self._collect(delivery_tag, multiple=multiple), requeue=requeue, failed=False)
+        refuse(self._collect(delivery_tag, multiple=multiple), requeue=requeue, failed=False)
 
     @_method(60, 90)
     def reject(self, delivery_tag: int, *, requeue: bool = True) -> None:
         """basic.reject; unlike nack, it counts as a failed delivery of a quorum queue. Errors: 406."""
-        _refuse(self._collect(delivery_tag, multiple=False), requeue=requeue, failed=True)
+        refuse(self._collect(delivery_tag, multiple=False), requeue=requeue, failed=True)
 
     @_method(60, 110)
     def recover(self, *, requeue: bool = True) -> None:
         """basic.recover: all unsettled deliveries of this channel go back. Errors: 540."""
         if not requeue:
             raise AmqpError(540, "requeue=false")
-        _refuse(self._collect(0, multiple=True), requeue=True, failed=False)
+        refuse(self._collect(0, multiple=True), requeue=True, failed=False)
 
     # -- within ---------------------------------------------------------------------------------------------------
 
@@ -365,28 +367,6 @@ class Channel:
                         break
                     tags.append(each)
         return [unsettled.pop(each) for each in tags]
-
-
-def _refuse(held: list[Held], *, requeue: bool, failed: bool) -> None:
-    """Give back or dead-letter, one consumer's after the other's, in the order of their tags, as RabbitMQ does."""
-    held.sort(key=_queue_and_tag)
-    if requeue:
-        _put_back(held, _queue_and_tag, failed=failed)
-        return
-    for queue, entry, consumer in held:
-        if not queue.gone:
-            queue.reject(entry, consumer, failed=failed)
-
-
-def _put_back(held: list[Held], together: Callable[[Held], object], *, failed: bool) -> None:
-    for _, group in groupby(held, together):
-        mine = list(group)
-        if not mine[0].queue.gone:
-            mine[0].queue.put_back(mine, failed=failed)
-
-
-def _queue_and_tag(held: Held) -> tuple[str, str]:
-    return held.queue.name, held.consumer.tag
 
 
 def _not_default(*exchanges: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import groupby
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +42,29 @@ class Held(NamedTuple):
     queue: Queue
     entry: Entry
     consumer: Consumer
+
+
+def refuse(held: list[Held], *, requeue: bool, failed: bool) -> None:
+    """Give back or dead-letter, one consumer's after the other's, in the order of their tags, as RabbitMQ does."""
+    held.sort(key=_queue_and_tag)
+    if requeue:
+        put_back(held, _queue_and_tag, failed=failed)
+        return
+    for queue, entry, consumer in held:
+        if not queue.gone:
+            queue.reject(entry, consumer, failed=failed)
+
+
+def put_back(held: list[Held], together: Callable[[Held], object], *, failed: bool) -> None:
+    """Give back deliveries, those that `together` says the same of at once."""
+    for _, group in groupby(held, together):
+        mine = list(group)
+        if not mine[0].queue.gone:
+            mine[0].queue.put_back(mine, failed=failed)
+
+
+def _queue_and_tag(held: Held) -> tuple[str, str]:
+    return held.queue.name, held.consumer.tag
 
 
 class Turns:

@@ -291,10 +291,13 @@ class Queue:
         self.consumers.append(consumer)
 
     def unsubscribe(self, consumer: Consumer) -> None:
-        """Remove a consumer; what it holds stays its own."""
+        """Remove a consumer, whose deliveries stay its own. `carry_on` has to follow."""
         consumer.cancelled = True
         self.consumers.remove(consumer)
         self._turns.leave(consumer)
+
+    def carry_on(self) -> None:
+        """Go on without the consumers that are gone."""
         self.touch()
         self._elect()
         self.dispatch()

@@ -164,6 +164,22 @@ async def test_a_single_active_consumer_gets_all_until_it_goes(
 
 
 @BOTH
+async def test_the_next_single_active_consumer_begins_with_what_came_back(
+    broker: Driver, client: Client, name: Name, kind: str
+) -> None:
+    q = await queue(client, name("q"), x_queue_type=kind, x_single_active_consumer=True)
+    await fill(client, q, *"abc")
+    first = await broker.client()
+    await first.call("qos", 1)
+    await first.consume(q)
+    await broker.rest()
+    next_one = await client.consume(q)
+    await first.close()
+    await broker.rest()
+    assert next_one.bodies == ["a", "b", "c"]
+
+
+@BOTH
 async def test_priority_among_single_active_consumers(broker: Driver, client: Client, name: Name, kind: str) -> None:
     q = await queue(client, name("q"), x_queue_type=kind, x_single_active_consumer=True)
     await client.call("qos", 1)
