@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import struct
+import time
 from collections.abc import Callable
 
 import aio_pika
@@ -264,6 +265,24 @@ def test_a_client_that_does_not_read_does_not_keep_others_waiting(connect: Conne
     peer.publish("other", b"quick")
     peer.ask(commands.Basic.Get(queue="other"), commands.Basic.GetOk)
     assert peer.content() == b"quick"
+
+
+def test_a_client_that_reads_slowly_is_not_taken_for_a_silent_one(connect: Connect, peer: Peer):
+    """The broker stops reading from it meanwhile, its heartbeats too."""
+    peer.ask(commands.Queue.Declare(queue="flood"), commands.Queue.DeclareOk)
+    slow = connect().open(tune=(10, 131_072, 1)).channel()
+    slow.ask(commands.Basic.Consume(queue="flood", no_ack=True), commands.Basic.ConsumeOk)
+    for _ in range(60):
+        peer.publish("flood", b"x" * 2**20)
+    began, size = time.monotonic(), 0
+    while time.monotonic() - began < 4:
+        size += len(slow.socket.recv(2**17))
+        slow.raw(b"\x08\0\0\0\0\0\0\xce")
+        time.sleep(0.02)
+    while size < 60 * 2**20:
+        data = slow.socket.recv(2**20)
+        assert data
+        size += len(data)
 
 
 async def test_five_hundred_connections_at_once(broker: EmbeddedBroker):
