@@ -67,7 +67,7 @@ def connecting(error: BaseException, broker: BrokerUrl, ended: tuple[int, str] |
         reason = _reason(error)
     return BrokerUnreachable(
         f"no broker can be reached at {broker.host}:{broker.port}: {reason}",
-        "start one, or name another with CHOREO_URL or --url",
+        "start one (choreo dev brings its own), or name another with CHOREO_URL or --url",
     )
 
 

@@ -191,14 +191,14 @@ class Served:
         if kind != wire.HEADER:
             raise self._unexpected("expected content header for class 60, got non content header frame instead")
         if len(payload) < 14:
-            raise AmqpError(501, f"type {kind}, all octets = {wire.words(payload)}: {{malformed_frame}}")
+            raise AmqpError(501, f"type {kind}, {wire.snippet(payload)}: unknown_frame")
         class_id, _, size = wire.CONTENT.unpack_from(payload)
         if class_id != 60:
             raise self._unexpected(f"expected content header for class 60, got one for class {class_id} instead")
         try:
             self._properties = RawProperties(payload[wire.CONTENT.size :])
         except ValueError:
-            raise AmqpError(502, "the properties of the message cannot be decoded", (60, 40)) from None
+            raise AmqpError(541, "the properties of the message cannot be decoded", (60, 40)) from None
         if size > self._client.limit:  # the core would say so, but only when all of it is here
             words = f"message size {size} is larger than configured max size {self._client.limit}"
             self._core.close()
@@ -212,7 +212,7 @@ class Served:
             raise self._unexpected("expected content body, got non content body frame instead")
         self._left -= len(payload)
         if self._left < 0:
-            raise self._unexpected("expected content body, got more of it than its header announced")
+            raise AmqpError(501, "content body frame exceeds remaining content size", (60, 40))
         if self._left:
             self._parts.append(payload)
         elif self._parts:
@@ -292,7 +292,7 @@ class Served:
 def decoded(payload: bytes) -> base.Frame:
     """Return a method. Raises AmqpError 501 for what is none, 540 for a method that nobody knows."""
     if len(payload) < 4:
-        raise AmqpError(501, f"type {wire.METHOD}, all octets = {wire.words(payload)}: unknown_frame")
+        raise AmqpError(501, f"type {wire.METHOD}, {wire.snippet(payload)}: unknown_frame")
     class_id, method_id = wire.NUMBER.unpack_from(payload)
     known = commands.INDEX_MAPPING.get(class_id << 16 | method_id)
     if known is None:
@@ -325,5 +325,4 @@ def _refused(asked: base.Frame) -> AmqpError:
         return AmqpError(
             540, "transactions: the embedded broker has publisher confirms in their place", (90, method_id)
         )
-    name = asked.name.lower().replace("-", "_")
-    return AmqpError(503, f"a client does not say '{name}'", (class_id, method_id))
+    return AmqpError(503, "unimplemented method", (class_id, method_id))

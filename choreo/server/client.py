@@ -67,7 +67,9 @@ class Client(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._heartbeat = 0  # seconds
         self._silent = 0  # looks without a sign of life
-        self._wrote = False
+        self._paused = False
+        self._written = 0  # bytes, as a whole
+        self._seen = self._read = 0  # at the last look: what was written, and what of it the client had taken
 
     # -- asyncio --------------------------------------------------------------------------------------------------
 
@@ -95,19 +97,21 @@ class Client(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Read nothing more from a client that does not read: what it asks for would pile up here."""
+        self._paused = True
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Read again."""
+        self._paused = False
         self._transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the name is asyncio's
         """Give back what it held."""
         self._state = State.CLOSED
         self._listener.left(self)
+        self._leave()
         if self._timer is not None:
             self._timer.cancel()
-        self._leave()
 
     # -- from the client ------------------------------------------------------------------------------------------
 
@@ -119,11 +123,11 @@ class Client(asyncio.Protocol):
                 return 0
             self._greet(data[:8])
             at = 8
-        room = self.frame_max - wire.OVERHEAD
         while size - at >= wire.FRAME.size and self._state is not State.CLOSED:
             kind, number, length = wire.FRAME.unpack_from(data, at)
             end = at + wire.FRAME.size + length
-            if length > room:
+            if length > self.frame_max:  # RabbitMQ, too, lets a client forget the eight bytes around the payload
+                room = self.frame_max - wire.OVERHEAD
                 raise handshake.bad_frame(kind, b"", f"{{frame_too_large,{length},{room}}}")
             if end >= size:
                 break
@@ -132,7 +136,6 @@ class Client(asyncio.Protocol):
                 raise handshake.bad_frame(kind, payload, f"{{invalid_frame_end_marker,{data[end]}}}")
             at = end + 1
             self._frame(kind, number, payload)
-            room = self.frame_max - wire.OVERHEAD  # the handshake changes it
         return at
 
     def _frame(self, kind: int, number: int, payload: bytes) -> None:
@@ -209,7 +212,8 @@ class Client(asyncio.Protocol):
             case State.RUNNING, commands.Connection.UpdateSecret():
                 self.write(wire.method(0, commands.Connection.UpdateSecretOk()))
             case _:
-                raise AmqpError(503, handshake.out_of_place(asked), divmod(asked.index, 1 << 16))
+                words = f"unexpected method in connection state {self._state.name.lower()}"
+                raise AmqpError(504, words, divmod(asked.index, 1 << 16))
 
     def _login(self, asked: commands.Connection.StartOk) -> str | None:
         """Return the user; None when the connection has ended, because the client knows no other refusal."""
@@ -253,8 +257,12 @@ class Client(asyncio.Protocol):
         self._confirming.clear()
         out, self._out = self._out, []
         self._due = False
-        self._wrote = True
-        self._transport.write(b"".join(out))
+        self._put(b"".join(out))
+
+    def _put(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._written += len(data)
+            self._transport.write(data)
 
     def shut(self, reason: str) -> None:
         """Say that the broker ends."""
@@ -265,9 +273,10 @@ class Client(asyncio.Protocol):
             self.end()
 
     def end(self) -> None:
-        """Close the socket, whatever the client thinks of it."""
+        """Close the socket, whatever the client thinks of it; soon, even if it does not take what is written."""
         self._state = State.CLOSED
         self._transport.close()
+        self._after(_FAREWELL, self._transport.abort)
 
     def abort(self) -> None:
         """Close the socket at once; what is written, but not sent, is lost."""
@@ -292,7 +301,7 @@ class Client(asyncio.Protocol):
     def _bye(self) -> None:
         """Close the socket when everything is written."""
         self._state = State.CLOSED
-        self._listener.loop.call_soon(self._transport.close)  # behind the flush
+        self._listener.loop.call_soon(self.end)  # behind the flush
 
     def _leave(self) -> None:
         """Give back what it held, once."""
@@ -317,12 +326,14 @@ class Client(asyncio.Protocol):
             self._after(self._heartbeat / 2, self._look)
 
     def _look(self) -> None:
-        self._silent += 1
+        read = self._written - self._transport.get_write_buffer_size()
+        # While nothing is read from it, that it reads is all that is known of it.
+        self._silent = 0 if self._paused and read > self._read else self._silent + 1
         if self._silent > 4:
             _logger.info("a client was silent for two heartbeats", interval=self._heartbeat)
             self.abort()  # it would not read what is still to be written
             return
-        if not self._wrote:
-            self._transport.write(wire.BEAT)
-        self._wrote = False
+        if self._written == self._seen:
+            self._put(wire.BEAT)
+        self._seen, self._read = self._written, read
         self._after(self._heartbeat / 2, self._look)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from pamqp import base, commands, decode
+from pamqp import commands, decode
 
 from choreo.embedded import AmqpError
 from choreo.server import wire
@@ -95,25 +95,16 @@ def negotiated(answer: commands.Connection.TuneOk) -> tuple[int, int, int]:
 
 def bad_frame(kind: int, payload: bytes, why: str) -> AmqpError:
     """Return the error for bytes that are no frame."""
-    return AmqpError(501, f"type {kind}, {_snippet(payload)}: {why}")
+    return AmqpError(501, f"type {kind}, {wire.snippet(payload)}: {why}")
 
 
 def unexpected(kind: int, payload: bytes) -> AmqpError:
     """Return the error for a frame that has no place here."""
     if kind not in (wire.METHOD, wire.HEADER, wire.BODY, wire.HEARTBEAT):
         return bad_frame(kind, payload, "unknown_frame")
-    return AmqpError(505, f"type {kind}, {_snippet(payload)}")
-
-
-def out_of_place(asked: base.Frame) -> str:
-    """Say that a method of a connection came at the wrong time, or that no client says it."""
-    return f"'{asked.name.lower()}' has no place here"
+    return AmqpError(505, f"type {kind}, {wire.snippet(payload)}")
 
 
 def named(start: bytes) -> tuple[int, int]:
     """Return class and method of a method's first bytes, which may be none."""
     return wire.NUMBER.unpack(start) if len(start) == wire.NUMBER.size else (0, 0)
-
-
-def _snippet(payload: bytes) -> str:
-    return f"{'all' if len(payload) <= 16 else 'first 16'} octets = {wire.words(payload[:16])}"

@@ -13,6 +13,9 @@ _EXPIRATION: Final = 0x0100
 _U32: Final = struct.Struct(">I")
 REPLY_TO: Final = "amq.rabbitmq.reply-to"  # https://www.rabbitmq.com/docs/direct-reply-to
 _REPLY_TO: Final = bytes((len(REPLY_TO),)) + REPLY_TO.encode()
+# Bytes of a field's value by its type; -1: its length stands before it. RabbitMQ reads these types and no others.
+_SIZES: Final = dict(zip(b"tbBsuIilLfdDTVSxFA", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0, -1, -1, -1, -1), strict=True))
+_DEPTH: Final = 64  # what `decode` reads
 _CC: Final = b"\x02CC"
 _BCC: Final = b"\x03BCC"
 
@@ -45,6 +48,8 @@ class RawProperties:
         self.user_id: str | None = None
         try:
             end = self._find(raw, raw[0] << 8 | raw[1])
+            if self._end > self._start:
+                _check_table(raw, self._start + 4, self._end, 1)
         except (IndexError, struct.error):
             end = -1
         if end != len(raw):
@@ -94,7 +99,7 @@ class RawProperties:
 
     @property
     def headers(self) -> Mapping[str, Any] | None:
-        """See Properties. A table that nobody can read counts as empty."""
+        """See Properties."""
         return decode.message(self.raw, b"").headers if self._end > self._start else None
 
     @property
@@ -126,3 +131,35 @@ class RawProperties:
             at = self._expiration_at
             tail = raw[self._end : at] + raw[at + 1 + raw[at] :]
         return type(self)(flags.to_bytes(2) + raw[2 : self._start] + encode.table(dict(headers)) + tail)
+
+
+def _check_table(raw: bytes, at: int, end: int, depth: int) -> None:
+    """Raise ValueError unless `raw` has fields from `at` to `end`, and nothing else; names and texts are any bytes."""
+    while at < end:
+        at = _skip(raw, at + 1 + raw[at], end, depth)
+    if at != end:
+        raise ValueError("malformed table")
+
+
+def _skip(raw: bytes, at: int, end: int, depth: int) -> int:
+    """Return where the value at `at` ends."""
+    kind = raw[at]
+    if kind == 0x53:  # S, by far the commonest
+        return at + 5 + _U32.unpack_from(raw, at + 1)[0]  # type: ignore[no-any-return]
+    size = _SIZES.get(kind)
+    if size is None or depth > _DEPTH:
+        raise ValueError("unknown type of a field, or too deep")
+    if size >= 0:
+        return at + 1 + size
+    start = at + 5
+    stop: int = start + _U32.unpack_from(raw, at + 1)[0]
+    if stop > end:
+        raise ValueError("malformed field")
+    if kind == 0x46:  # F
+        _check_table(raw, start, stop, depth + 1)
+    elif kind == 0x41:  # A
+        while start < stop:
+            start = _skip(raw, start, stop, depth + 1)
+        if start != stop:
+            raise ValueError("malformed list")
+    return stop

@@ -7,7 +7,7 @@ them, these functions 1 to 2 [measured: Python 3.11]. All other methods are pamq
 from __future__ import annotations
 
 import struct
-from typing import Any, Final
+from typing import Final
 
 from pamqp import base
 
@@ -126,6 +126,14 @@ def publication(payload: bytes) -> tuple[str, str, bool, bool]:
     return exchange, key, bool(flags & 1), bool(flags & 2)
 
 
-def words(value: Any) -> str:
-    """Return bytes as RabbitMQ shows them in its errors."""
+def words(value: bytes) -> str:
+    """Return bytes as RabbitMQ shows the fields of a method in its errors."""
     return f"<<{','.join(map(str, value))}>>"
+
+
+def snippet(payload: bytes) -> str:
+    """Return the beginning of a frame as RabbitMQ shows it in its errors: as a text, if it is one."""
+    start = payload[:16]
+    text = all(32 <= each < 127 for each in start) and start
+    shown = f'<<"{text.decode()}">>' if text else words(start)
+    return f"{'all' if len(payload) <= 16 else 'first 16'} octets = {shown}"

@@ -27,6 +27,7 @@ from choreo.rabbit.ports import Ports
 from choreo.rabbit.release import find_server
 from tests.waiting import until
 
+pytestmark = pytest.mark.real_node("nodes of RabbitMQ")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 NOBODY = "65534"
 
@@ -306,7 +307,6 @@ def test_start_is_bounded(start_node: Callable[..., Node], tmp_path: Path) -> No
     assert start_node(tmp_path / "slow").running
 
 
-@pytest.mark.real_node("rabbitmqctl")
 def test_refusal_of_rabbitmqctl_is_an_error(node: Node) -> None:
     with pytest.raises(ConfigurationError, match=r"(?s)rabbitmqctl delete_vhost.*no_such"):
         node.ctl("delete_vhost", "no_such")

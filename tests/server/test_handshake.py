@@ -87,12 +87,13 @@ def test_what_is_beyond_the_brokers_limits_is_530(connect: Connect, tune: tuple[
         connect().open(tune=tune)
 
 
-def test_a_method_at_the_wrong_time_is_503(connect: Connect):
+def test_a_method_at_the_wrong_time_is_504(connect: Connect):
     peer = connect()
     peer.raw(GREETING)
     peer.expect(commands.Connection.Start)
     peer.send(commands.Connection.Open("/"), 0)
-    assert peer.expect(commands.Connection.Close).reply_code == 503
+    close = peer.expect(commands.Connection.Close)
+    assert close.reply_text == "CHANNEL_ERROR - unexpected method in connection state starting"
 
 
 def test_a_channel_before_the_connection_is_open_is_505(connect: Connect):
