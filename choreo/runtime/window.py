@@ -226,11 +226,8 @@ class Window:
 
     def _stop(self) -> None:
         for task in (self._work, *self._closing):
-            if task is None:
-                continue
-            task.cancel()
-            if task.done() and not task.cancelled():
-                task.exception()  # it has failed with the session, which says so itself
+            if task is not None:
+                task.cancel()
 
     async def _run(self, narrow: _Subscription) -> None:
         await self._first(narrow)

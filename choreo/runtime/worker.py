@@ -350,6 +350,8 @@ class Worker:
         """Cancel what still runs; each hands its delivery back. Once: one may not let itself be cancelled."""
         for courier in self._couriers.values():
             courier.ending.set()
+        for arrived in self._arrived.values():
+            arrived.close()  # else whoever is cancelled wakes the next, and starts one more
         tasks = [task for task in self._tasks if not task.done()]
         for task in tasks:
             task.cancel()

@@ -43,9 +43,9 @@ class Reader:
         self.env = {} if url is None else {"CHOREO_URL": url}
         self.environment = environment(self.env) | {"PATH": f"{bin_}:{os.environ['PATH']}"}
 
-    def follow(self, page: Path) -> None:
-        """Do what `page` says, from its first block to its last."""
-        for language, block in BLOCK.findall(page.read_text()):
+    def read(self, page: str) -> None:
+        """Do all that a page says."""
+        for language, block in BLOCK.findall((ROOT / page).read_text()):
             if language == "python":
                 self.python(block)
             elif language == "console":
@@ -89,7 +89,7 @@ def test_the_page_works_as_written(
     page: str, project: Path, broker_url: str, vhost: str, start_choreo: Callable[..., Running]
 ) -> None:
     """A reader who types what the page says, from its first line to its last, sees what it says."""
-    Reader(project, broker_url + vhost, start_choreo).follow(ROOT / page)
+    Reader(project, broker_url + vhost, start_choreo).read(page)
 
 
 def test_the_page_of_the_embedded_broker_works_without_any_other(
@@ -101,7 +101,7 @@ def test_the_page_of_the_embedded_broker_works_without_any_other(
 
 def test_the_page_on_testing_works_without_a_broker(project: Path, start_choreo: Callable[..., Running]) -> None:
     """Everything that it shows runs where no RabbitMQ is."""
-    Reader(project, "amqp://127.0.0.1:1", start_choreo).follow(ROOT / "docs" / "testing.md")
+    Reader(project, "amqp://127.0.0.1:1", start_choreo).read("docs/testing.md")
 
 
 def test_the_picture_in_readme_is_the_one_that_choreo_draws(

@@ -342,6 +342,20 @@ def test_crashes_come_to_an_end():
     assert all("crashes with" in each for each in rehearsal.faults)
 
 
+def test_no_schedule_leaves_a_task_behind():
+    """A worker that ends in whatever state lets nobody begin any more: what is cancelled does not start another one."""
+    play, left = scenario_of(8), list[str]()
+
+    async def scenario(rehearsal: Rehearsal) -> None:
+        await play(rehearsal)
+        await rehearsal.stop()
+        left.extend(task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task())
+
+    hard = Faults(lost=0.2, doubled=0.2, late=0.3, crashes=0.15, most_crashes=12, outages=0.5, latency=0.5)
+    rehearse(scenario, schedules=10, seed=1000, faults=hard)
+    assert left == []
+
+
 def test_logs_of_many_schedules_are_left_out(capsys: pytest.CaptureFixture[str]):
     """Those of one that is run alone are there."""
     rehearse(scenario_of(orders=1), schedules=2)

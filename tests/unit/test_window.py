@@ -6,7 +6,6 @@ The broker is a fake that delivers what came back before what is new, as a quoru
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -313,25 +312,6 @@ async def test_turn_does_not_wait_for_ever(scenes: list[Scene], monkeypatch: pyt
     another = await play(scenes, FakeQueue(("2", SUSPECT)), turns=turns)
     await one.runs("1")
     await another.runs("2")
-
-
-async def test_a_window_that_has_failed_is_given_up_quietly(scenes: list[Scene]) -> None:
-    """Its session is gone, which is said elsewhere: the loop is not told of an exception that nobody has looked at."""
-    unseen: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-    fake = FakeQueue()
-    await play(scenes, fake)
-
-    async def gone(queue: str, *, prefetch: int, on_delivery: OnDelivery) -> FakeConsumer:
-        raise ConnectionError
-
-    fake.consume = gone  # type: ignore[method-assign]
-    window = scenes.pop().window
-    await asyncio.wait((window.failed,))
-    window.abandon()
-    del window
-    gc.collect()
-    assert unseen == []
 
 
 async def test_several_suspects_in_a_wide_window_run_least_suspicious_first(
