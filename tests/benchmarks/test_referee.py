@@ -82,7 +82,7 @@ def test_memory_that_grows_with_the_events_is_no_goal_met() -> None:
 def test_the_page_names_who_was_left_out_and_shows_who_was_not() -> None:
     text = page.text(kept(850))
     assert "| choreo | 850 (425 to 1,700) | 1.00× | 20.0 µs | 10.0 µs |" in text
-    assert "Left out, because the machine did not have them: amqplib (Node), pika" in text
+    assert "Left out, because the machine did not have them: choreo, plain JSON, amqplib (Node), pika" in text
     assert "How it grows" not in text
 
 
