@@ -96,7 +96,7 @@ def test_the_page_of_the_embedded_broker_works_without_any_other(
     project: Path, start_choreo: Callable[..., Running]
 ) -> None:
     """Nothing is named anywhere; `choreo dev` brings the broker, and the commands find it."""
-    Reader(project, None, start_choreo).follow(ROOT / "docs" / "embedded.md")
+    Reader(project, None, start_choreo).read("docs/embedded.md")
 
 
 def test_the_page_on_testing_works_without_a_broker(project: Path, start_choreo: Callable[..., Running]) -> None:
