@@ -14,7 +14,9 @@ _U32: Final = struct.Struct(">I")
 REPLY_TO: Final = "amq.rabbitmq.reply-to"  # https://www.rabbitmq.com/docs/direct-reply-to
 _REPLY_TO: Final = bytes((len(REPLY_TO),)) + REPLY_TO.encode()
 # Bytes of a field's value by its type; -1: its length stands before it. RabbitMQ reads these types and no others.
-_SIZES: Final = dict(zip(b"tbBsuIilLfdDTVSxFA", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0, -1, -1, -1, -1), strict=True))
+_SIZES: Final = dict(
+    zip(b"tbBsuIilLfdDTVSxFA", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0, -1, -1, -1, -1), strict=True)
+)
 _DEPTH: Final = 64  # what `decode` reads
 _CC: Final = b"\x02CC"
 _BCC: Final = b"\x03BCC"
