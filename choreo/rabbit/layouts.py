@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from typing import Any, Final
 
+from choreo.message import MAX_HEADERS
 from choreo.rabbit import encode
 
 _OFTEN: Final = 32  # tables of one length, until the layout of the next one is learned; compiling takes 200 us
@@ -65,6 +66,7 @@ class Layouts:
         alike = self._known.setdefault(len(table), [])
         if (
             len(alike) < _ALIKE
+            and len(fields) <= MAX_HEADERS  # nothing that has more is read as an event, and to compile it takes long
             and table.isascii()
             and all(map(_plain, fields.values()))
             and encode.table(fields)[4:] == table

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Gener
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
+from choreo.envelope import Envelope
 from choreo.errors import ReactionTimeout
 from choreo.event import Event
 from choreo.reaction import Reaction
@@ -35,13 +36,13 @@ async def call(
         awaited = work.send(None)
     except StopIteration as end:
         result = end.value
+        if isinstance(result, AsyncIterator):
+            result = await _within(reaction, _unfolded(result))
     else:
-        result = await _within(reaction, _continued(work, awaited))
+        result = await _within(reaction, _rest(work, awaited))
     if result is None:
         return []
-    if isinstance(result, AsyncIterator):
-        result = await _within(reaction, _unfolded(result))
-    return list(result) if isinstance(result, list | tuple) else [result]
+    return list(result) if isinstance(result, list | tuple) and type(result) is not Envelope else [result]
 
 
 async def _within(reaction: Reaction, work: Awaitable[T]) -> T:
@@ -56,6 +57,10 @@ async def _within(reaction: Reaction, work: Awaitable[T]) -> T:
             f"reaction {reaction.name!r} of agent {reaction.agent} ran longer than its {reaction.timeout:g} s",
             "make it faster, or raise its timeout=",
         ) from error
+
+
+async def _rest(work: Coroutine[Any, Any, Any], awaited: Any) -> Any:
+    return await _unfolded(await _continued(work, awaited))
 
 
 @types.coroutine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import random
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +117,7 @@ class Worker:
         TopologyMismatch and other configuration errors at once. Later failures of the broker are waited out.
         """
         failure = None
+        self._context = contextvars.copy_context()
         async with contextlib.AsyncExitStack() as stack:
             try:
                 for agent in self.agents:
@@ -279,7 +281,9 @@ class Worker:
         own = self._drainers[agent.name]
         if len(own) >= self._prefetch[agent.name]:
             return False
-        own.append(asyncio.create_task(self._work(agent.name), name=f"{agent.name}-{len(own)}"))
+        # In the worker's context: who makes one necessary may be in the middle of a reaction, which has its own.
+        name = f"{agent.name}-{len(own)}"
+        own.append(asyncio.create_task(self._work(agent.name), name=name, context=self._context.copy()))
         return True
 
     async def _work(self, agent: str) -> None:
@@ -299,6 +303,8 @@ class Worker:
                     _logger.exception("delivery failed inside choreo", agent=agent)
                     await self._sleep(_DEFECT_PAUSE)
                     delivery.consumer.requeue(delivery)
+                if task.cancelling():
+                    await asyncio.sleep(0)  # a reaction has cancelled itself and ended: it must not hit the next one
                 self._handled += 1
                 if self._handled >= self._share or clock.monotonic() - self._turned > _SLICE:
                     await self._let_turn()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import struct
 import threading
@@ -372,6 +373,45 @@ async def test_reaction_makes_room_while_its_emission_waits_for_the_broker(
     answered.set()
     await eventually(lambda: begun == [str(number) for number in range(6)])
     await stage.settled(payment)
+
+
+async def test_context_of_one_reaction_does_not_reach_another(stage: Stage) -> None:
+    """Also where the first one's emission makes room: what takes its place begins with the worker's own context."""
+    payment = stage.agent()
+    seen: list[str] = []
+    mark = contextvars.ContextVar("mark", default="")
+
+    @payment.on
+    async def charge(placed: Placed) -> Closed:
+        seen.append(mark.get())
+        mark.set(f"order {placed.order}")
+        return Closed(order=placed.order)
+
+    worker = await stage.play(payment, concurrency=1, prefetch=10)
+    await stage.consumer(worker)
+    await asyncio.gather(stage.place("0"), stage.place("1"))
+    await eventually(lambda: len(seen) == 2)
+    assert seen == ["", ""]
+
+
+async def test_reaction_that_cancels_itself_and_ends_takes_no_other_with_it(stage: Stage) -> None:
+    payment = stage.agent()
+    seen: list[str] = []
+
+    @payment.on
+    async def charge(placed: Placed) -> None:
+        seen.append(placed.order)
+        await asyncio.sleep(0)
+        if placed.order == "2":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+
+    worker = await stage.play(payment, concurrency=1, prefetch=100)
+    await stage.consumer(worker)
+    await asyncio.gather(*(stage.place(str(number)) for number in range(6)))
+    await eventually(lambda: len(seen) == 6)
+    await stage.settled(payment, dead=0)
 
 
 async def test_no_more_reactions_than_allowed_run_at_once(stage: Stage) -> None:

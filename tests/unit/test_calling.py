@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from choreo.agent import Agent
+from choreo.envelope import open_envelope
 from choreo.errors import ReactionTimeout
 from choreo.event import Event
+from choreo.message import Message
 from choreo.runtime.calling import call
 
 
@@ -118,6 +120,31 @@ async def test_one_that_waits_too_long_is_cancelled_and_named() -> None:
     with pytest.raises(ReactionTimeout, match=r"'patient' of agent caller ran longer than its 0\.05 s"):
         await call(REACTION, hangs, (), None)
     assert ended == ["cleaned up"]
+
+
+async def test_what_it_returns_is_part_of_its_time() -> None:
+    """One deadline for the coroutine and for the events that come one by one out of what it returns."""
+
+    async def slowly() -> AsyncIterator[Said]:
+        await asyncio.sleep(0.04)
+        yield ONE
+
+    async def slow() -> AsyncIterator[Said]:
+        await asyncio.sleep(0.03)
+        return slowly()
+
+    with pytest.raises(ReactionTimeout):
+        await call(REACTION, slow, (), None)
+
+
+async def test_envelope_that_is_returned_is_one_thing() -> None:
+    """Though it is a tuple: what its reaction did wrong is told of the envelope, not of its fields."""
+    envelope: Any = open_envelope(Message(b"{}"), "test-calling.asked")
+
+    async def confused() -> Any:
+        return envelope
+
+    assert await call(REACTION, confused, (), None) == [envelope]
 
 
 async def test_timeout_of_its_own_is_its_own() -> None:

@@ -46,3 +46,12 @@ async def test_answered_ones_are_not_kept_until_their_time_is_up() -> None:
         deadlines.add(each)
         each.answer.set_result(None)
     assert len(deadlines._waiting) == 1
+
+
+async def test_stopped_they_hold_nothing_and_call_nobody() -> None:
+    told: list[Asked] = []
+    deadlines: Deadlines[Asked] = Deadlines(0.01, lambda each, _: told.append(each))
+    deadlines.add(Asked())
+    deadlines.stop()
+    await asyncio.sleep(0.03)
+    assert (told, len(deadlines._waiting), deadlines.running) == ([], 0, False)

@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from choreo.message import MAX_HEADERS
 from choreo.rabbit import decode, encode, layouts
 from choreo.rabbit.layouts import Layouts
 
@@ -60,6 +61,13 @@ def test_only_texts_and_small_numbers_are_learned() -> None:
     for odd in (True, 1.5, None, b"bytes", 128, -1, "é", {"inner": "1"}):
         fields = HEADERS | {"odd": odd}
         assert learned(fields).read(table(fields)) is None
+
+
+def test_tables_larger_than_any_event_has_are_not_learned() -> None:
+    """To compile thousands of fields would stop the event loop."""
+    for count, is_learned in ((MAX_HEADERS, True), (MAX_HEADERS + 1, False)):
+        fields = {f"h{number}": "" for number in range(count)}
+        assert (learned(fields).read(table(fields)) is not None) == is_learned
 
 
 FIELDS = st.dictionaries(

@@ -48,6 +48,13 @@ class Deadlines(Generic[T]):
         """Whether it may still have to call."""
         return self._timer is not None
 
+    def stop(self) -> None:
+        """Forget everything: all of it has been answered otherwise."""
+        self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _look(self) -> None:
         self._timer = None
         now = self._loop.time()

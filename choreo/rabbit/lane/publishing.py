@@ -128,6 +128,8 @@ class Publishing:
             each.end(Unknown(reason))
         self._in_flight.clear()
         self._waiting.clear()
+        for deadlines in self._deadlines.values():
+            deadlines.stop()
 
     def method(self, number: int, payload: bytes) -> bool:
         """Take the confirms."""
