@@ -1,26 +1,43 @@
-"""Each behaviour is asked of the embedded core and of a real node; the embedded one follows the newest release."""
+"""Each behaviour is asked of the embedded core, of the embedded broker over AMQP, and of a real node.
+
+The embedded one follows the newest release; a behaviour that older ones do not have is marked with `since`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
 from choreo.rabbit.node import Node
-from tests.conformance.broker.driver import Client, Driver, EmbeddedDriver, NodeDriver
+from choreo.server.background import EmbeddedBroker
+from tests.conformance.broker.driver import AmqpDriver, Client, Driver, EmbeddedDriver
 
 
-@pytest.fixture(params=["embedded", "rabbitmq"])
+@pytest.fixture(scope="session")
+def served() -> Iterator[EmbeddedBroker]:
+    """The embedded broker that is reached over AMQP; tests share it as they share the node."""
+    with EmbeddedBroker("4.3.6", port=0) as broker:
+        yield broker
+
+
+REAL = pytest.param("rabbitmq", marks=pytest.mark.real_node("RabbitMQ to be compared with"))
+
+
+@pytest.fixture(params=["core", "over_amqp", REAL])
 async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Driver]:
     """The broker that is asked."""
-    if request.param == "embedded":
+    if request.param == "core":
         yield EmbeddedDriver()
         return
-    node: Node = request.getfixturevalue("node")
-    newer = request.node.get_closest_marker("since")
-    if newer is not None and tuple(map(int, node.version.split("."))) < newer.args:
-        pytest.skip(f"{node.version} does otherwise")
-    driver = NodeDriver(node.url)
+    if request.param == "over_amqp":
+        driver = AmqpDriver(request.getfixturevalue("served").url, pause=0)
+    else:
+        node: Node = request.getfixturevalue("node")
+        newer = request.node.get_closest_marker("since")
+        if newer is not None and tuple(map(int, node.version.split("."))) < newer.args:
+            pytest.skip(f"{node.version} does otherwise")
+        driver = AmqpDriver(node.url, pause=0.15)
     yield driver
     await driver.close()
 

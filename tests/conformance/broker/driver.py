@@ -1,4 +1,4 @@
-"""What a test of broker behaviour needs of a broker: the embedded core and a real node behind the same few calls."""
+"""What a test of broker behaviour needs of a broker: the core, or whoever speaks AMQP, behind the same calls."""
 
 from __future__ import annotations
 
@@ -177,8 +177,8 @@ class EmbeddedDriver:
         pass
 
 
-class NodeClient:
-    """A client of a real node."""
+class AmqpClient:
+    """A client over AMQP."""
 
     def __init__(self, connection: AbstractConnection, channel: AbstractChannel) -> None:
         self.connection = connection
@@ -203,8 +203,7 @@ class NodeClient:
             kwargs["prefetch_count"], args = args[0], ()
         done = await self._closing(lambda: getattr(self.channel, names.get(method, method))(*args, **kwargs))
         if method in ("ack", "nack", "reject"):
-            # They are not answered, and what goes wrong is said later.
-            await self._closing(self._echo)
+            await self._closing(self.echo)  # they are not answered
         match done:
             case commands.Queue.DeclareOk():
                 return done.queue, done.message_count, done.consumer_count
@@ -212,11 +211,9 @@ class NodeClient:
                 return done.message_count
         return done
 
-    async def _echo(self) -> None:
-        for _ in range(5):
-            await asyncio.sleep(0.02)
-            if self.channel.is_closed and (error := self.channel.closing.exception()) is not None:
-                raise error
+    async def echo(self) -> None:
+        """Hear what the broker says to all that was said on this channel: it answers in order."""
+        await self.channel.flow(active=True)
 
     async def _closing(self, call: Callable[[], Awaitable[Any]]) -> Any:
         try:
@@ -289,27 +286,30 @@ def _delivered(message: DeliveredMessage) -> Arrived:
     return Arrived(body, frame.delivery_tag, redelivered, frame.exchange, key, headers, properties, left)
 
 
-class NodeDriver:
-    """A real node."""
+class AmqpDriver:
+    """A broker that is reached over AMQP; `pause`: seconds that pass until it has nothing more to say."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pause: float) -> None:
         self.url = url
-        self.connections: list[AbstractConnection] = []
+        self.pause = pause
+        self.clients: list[AmqpClient] = []
 
     async def client(self, beside: Client | None = None) -> Client:
-        if isinstance(beside, NodeClient):
-            connection = beside.connection
-        else:
-            connection = await aiormq.connect(self.url)
-            self.connections.append(connection)
-        return NodeClient(connection, await connection.channel(publisher_confirms=True))
+        connection = beside.connection if isinstance(beside, AmqpClient) else await aiormq.connect(self.url)
+        client = AmqpClient(connection, await connection.channel(publisher_confirms=True))
+        self.clients.append(client)
+        return client
 
     async def wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     async def rest(self) -> None:
-        await asyncio.sleep(0.15)
+        for _ in range(2):  # what one client said may lead to what another one hears
+            for client in self.clients:
+                if not client.channel.is_closed:
+                    await client.echo()
+        await asyncio.sleep(self.pause)
 
     async def close(self) -> None:
-        for connection in self.connections:
+        for connection in {client.connection for client in self.clients}:
             await connection.close()
