@@ -44,9 +44,9 @@ def dev(
         Path | None,
         typer.Option(metavar="FILE", help="Keep what is durable in this file, over restarts.", show_default=False),
     ] = None,
-    reload: Annotated[bool, typer.Option("--reload", help="Start the agents anew when one of their files changes.")] = (
-        False
-    ),
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start the agents anew when a file changes (needs choreo[reload]).")
+    ] = False,
     url: Url = None,
 ) -> None:
     """Start a broker and the agents beside it, until Ctrl-C. For development, on this machine alone.

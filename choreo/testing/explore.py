@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from structlog.testing import capture_logs
 
-from choreo.errors import ScheduleFailed
+from choreo.errors import ScheduleFailed, UsageError
 from choreo.settings import Settings
 from choreo.testing import seeds
 from choreo.testing.faults import Faults
@@ -39,6 +39,8 @@ def rehearse(
     `seed`, so that a run can be repeated; what outlives a scenario, such as a module's globals, is its own to reset.
     Raises ScheduleFailed with the seed of the first schedule that fails, what went wrong on it, and how to run just it.
     """
+    if schedules < 1:
+        raise UsageError(f"schedules={schedules} explores nothing", "at least 1")
     first = seeds.chosen() if seed is None else seed
     explored = Exploration()
     for each in range(first, first + schedules):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from random import Random
-from typing import Final
+from typing import Final, NoReturn
 
 from choreo.errors import UsageError
 
@@ -20,6 +20,10 @@ class Point(StrEnum):
     PUBLISHED = "published"  # an event, a retry or a dead letter: the broker has it, the process does not know
     CONFIRMED = "confirmed"  # and now it does
     SETTLED = "settled"
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        raise UsageError(f"no point is {value!r:.60}", f"one of {', '.join(f'Point.{each.name}' for each in cls)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import secrets
+import sys
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,7 +32,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Take the seed."""
+    """Take the seed, and let tests find the agents in the working folder, as every command of choreo does."""
+    if (folder := str(config.invocation_params.dir)) not in sys.path:
+        sys.path.append(folder)
     given = config.getoption("--choreo-seed")
     if given is None:
         return

@@ -9,6 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from choreo.agent import Agent
 from choreo.choreography import Choreography, full_name
 from choreo.envelope import Envelope, open_envelope
+from choreo.errors import UsageError
 from choreo.event import Event, declaration, known
 from choreo.message import TOPIC, Message
 from choreo.reaction import Reaction
@@ -93,6 +94,15 @@ class Record:
         event_id = str(delivery.message.headers.get("ce-id") or delivery.message.message_id)
         self._topics[event_id] = found
         return found, event_id
+
+    def attempts_of(self, reaction: str | None) -> list[Attempt]:
+        """Return the attempts of a reaction or an agent, None: all. Raises UsageError for one that is not there."""
+        agents = self.agents
+        names = [*agents, *(f"{agent.name}.{each.name}" for agent in agents.values() for each in agent.reactions)]
+        if reaction is not None and reaction not in names:
+            raise UsageError(f"no reaction {reaction!r} is part of this rehearsal", f"there are: {', '.join(names)}")
+        whole = [each for each in self.attempts if reaction in (None, each.reaction)]
+        return whole or [each for each in self.attempts if each.reaction.startswith(f"{reaction}.")]
 
     def began(self, reaction: Reaction, event: Event | Envelope, event_id: str, number: int) -> Attempt:
         """Note that a reaction is called."""

@@ -137,8 +137,15 @@ class Rehearsal:
 
         Returns when they consume. `resources` as for the rehearsal. Raises what keeps an agent from starting.
         """
+        cast = _cast(agents)
+        known = {*self._processes, *(agent.name for agent in cast)}
+        if strange := set(resources or {}) - known:
+            raise UsageError(
+                f"resources for {', '.join(sorted(strange))}, who is not there",
+                f"there are: {', '.join(sorted(known))}",
+            )
         self._resources |= resources or {}
-        for agent in _cast(agents):
+        for agent in cast:
             before = self._processes.get(agent.name)
             if before is not None and not before.down:
                 raise UsageError(f"agent {agent.name} runs already", "stop it before it starts again")
@@ -167,6 +174,8 @@ class Rehearsal:
         event_id: str | None = None,
     ) -> Receipt:
         """Publish `event` as `choreo.connect` does, and return when the broker has it. Raises PublishRefused."""
+        if not isinstance(event, Event):
+            raise UsageError(f"what is published is {event!r:.60}", "publish an event: an object of a class of Event")
         event_id = event_id or f"{self._fates.random.getrandbits(128):032x}"
         if self._fates.doubles(declaration(event).topic):
             await self._play.publisher.publish(event, delay=delay, correlation_id=correlation_id, event_id=event_id)
@@ -266,8 +275,7 @@ class Rehearsal:
 
     def attempts(self, reaction: str | None = None) -> list[Attempt]:
         """Return the calls of a reaction, "payment.charge", of all of an agent, "payment", or just all of them."""
-        whole = [each for each in self._record.attempts if reaction in (None, each.reaction)]
-        return whole or [each for each in self._record.attempts if each.reaction.startswith(f"{reaction}.")]
+        return self._record.attempts_of(reaction)
 
     @property
     def dead_letters(self) -> list[DeadLetter]:

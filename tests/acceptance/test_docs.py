@@ -33,7 +33,9 @@ class Reader:
         bin_ = project.parent / "bin"
         bin_.mkdir()
         # Where the pages say `pytest`, choreo is installed; here it may be on a path only, and pytest needs to be told.
-        programs = {"choreo": "-m choreo", "pytest": "-m pytest -p choreo.testing.plugin -p no:cacheprovider"}
+        # Not by -m, which would let it find the agents: choreo does.
+        pytest_ = f"{shlex.quote(str(Path(sys.executable).with_name('pytest')))} -p choreo.testing.plugin"
+        programs = {"choreo": "-m choreo", "pytest": f"{pytest_} -p no:cacheprovider"}
         for name, options in programs.items():
             script = bin_ / name
             script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {options} "$@"\n')

@@ -16,7 +16,7 @@ import tenacity
 
 from choreo import Agent, Context, Envelope, Event, Retry
 from choreo.errors import PublishRefused, UsageError
-from choreo.testing import Hop, NotSettled, Rehearsal, VirtualLoop
+from choreo.testing import Hop, NotSettled, Rehearsal, VirtualLoop, rehearse
 from choreo.testing.rehearsal import BEGIN
 
 
@@ -414,3 +414,31 @@ def test_several_rehearsals_in_one_loop():
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         assert runner.run(play()) == [[Placed(order="1")], [Placed(order="2")]]
+
+
+async def test_names_that_nobody_has_are_refused(rehearsal: Rehearsal) -> None:
+    """A test that looks for what is not there would be green for ever."""
+    agent = Agent("till-of-names")
+
+    @agent.on
+    async def charge(placed: Placed) -> None: ...
+
+    with pytest.raises(UsageError, match="resources for tll, who is not there"):
+        await rehearsal.start(agent, resources={"tll": None})
+    await rehearsal.start(agent)
+    assert rehearsal.attempts("till-of-names") == rehearsal.attempts("till-of-names.charge") == []
+    with pytest.raises(UsageError, match=r"'till-of-names\.chrge'.*\n?.*till-of-names\.charge"):
+        rehearsal.attempts("till-of-names.chrge")
+    strange: Any = {"order": 1}
+    with pytest.raises(UsageError, match="publish an event"):
+        await rehearsal.publish(strange)
+    strange = "done"
+    with pytest.raises(UsageError, match=r"Point\.DONE"):
+        rehearsal.crash(strange)
+
+
+def test_no_schedule_at_all_proves_nothing() -> None:
+    async def scenario(rehearsal: Rehearsal) -> None: ...
+
+    with pytest.raises(UsageError, match="schedules=0"):
+        rehearse(scenario, schedules=0)
