@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Take the seed, and let tests find the agents in the working folder, as every command of choreo does."""
     if (folder := str(config.invocation_params.dir)) not in sys.path:
-        sys.path.append(folder)
+        sys.path.insert(0, folder)
     given = config.getoption("--choreo-seed")
     if given is None:
         return
