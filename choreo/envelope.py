@@ -30,9 +30,6 @@ from choreo.message import (
     FIRST_FAILURE,
     HOPS,
     MAX_BODY,
-    MAX_HEADER_BYTES,
-    MAX_HEADER_DEPTH,
-    MAX_HEADERS,
     MAX_TEXT,
     TRACEPARENT,
     TRACESTATE,
@@ -41,12 +38,14 @@ from choreo.message import (
     FarTime,
     Message,
     Reason,
-    measure,
+    excess,
 )
 
 _ID, _SOURCE = (
     tuple(prefix + attribute for prefix in (CE, "cloudEvents:", "cloudEvents_")) for attribute in ("id", "source")
 )
+
+_TIME: Final = CE + "time"
 
 _INFINITIES: Final = (float("inf"), float("-inf"))
 
@@ -132,27 +131,28 @@ def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> 
         return Envelope(
             event_id, topic, source, sent, correlation_id, None, 0, None, 1, None, None, None, body, headers
         )
-    _check_size(headers)
+    if not message.checked and (much := excess(headers)):
+        raise EnvelopeError(Reason.HEADERS, much)
+    # Most messages have few of these: what is absent costs no call.
     get = headers.get
     event_id = _first(headers, _ID) or _text("message-id", message.message_id) or new_id()
-    time = _time(CE + "time", get(CE + "time"))
     # In the order of the fields: by keyword this takes twice as long.
     return Envelope(
         event_id,
         topic,
         _first(headers, _SOURCE) or _text("app-id", message.app_id),
-        _aware(message.timestamp) if time is None else time,
+        _aware(message.timestamp) if (time := get(_TIME)) is None else _time(_TIME, time),
         _text(CORRELATION, get(CORRELATION)) or _text("correlation-id", message.correlation_id) or event_id,
-        _text(CAUSATION, get(CAUSATION)),
-        _count(HOPS, get(HOPS)) or 0,
-        _count(VERSION, get(VERSION)),
-        (_count(ATTEMPT, get(ATTEMPT)) or 0) + 1,
-        _time(FIRST_FAILURE, get(FIRST_FAILURE)),
-        _trace(get(TRACEPARENT)),
-        _trace(get(TRACESTATE)),
+        None if (value := get(CAUSATION)) is None else _text(CAUSATION, value),
+        0 if (value := get(HOPS)) is None else _count(HOPS, value),
+        None if (value := get(VERSION)) is None else _count(VERSION, value),
+        1 if (value := get(ATTEMPT)) is None else _count(ATTEMPT, value) + 1,
+        None if (value := get(FIRST_FAILURE)) is None else _time(FIRST_FAILURE, value),
+        None if (value := get(TRACEPARENT)) is None else _trace(value),
+        None if (value := get(TRACESTATE)) is None else _trace(value),
         body,
         headers,
-        _count(TREE, get(TREE)) or 1,
+        1 if (value := get(TREE)) is None else _count(TREE, value) or 1,
     )
 
 
@@ -325,18 +325,6 @@ def _check_content_type(content_type: str | None) -> None:
         )
 
 
-def _check_size(headers: Mapping[str, Any]) -> None:
-    if len(headers) > MAX_HEADERS:
-        raise EnvelopeError(Reason.HEADERS, f"the message has {len(headers)} headers, at most {MAX_HEADERS} are read")
-    size, depth = measure(headers)
-    if size > MAX_HEADER_BYTES or depth > MAX_HEADER_DEPTH:
-        most = f"at most {MAX_HEADER_BYTES} in {MAX_HEADER_DEPTH} are read"
-        raise EnvelopeError(Reason.HEADERS, f"the headers have about {size} bytes in {depth} levels, {most}")
-
-
-# What most messages have nothing of: absent comes first in each of these.
-
-
 def _first(headers: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     for name in names:
         value = headers.get(name)
@@ -362,22 +350,16 @@ def _short(text: str) -> str:
 
 def _trace(value: Any) -> str | None:
     """Return a header of W3C Trace Context, None when it cannot be used: a bad trace must not cost an event."""
-    if value is None:
-        return None
     return value if type(value) is str and 0 < len(value) <= MAX_TEXT and value.isprintable() else None
 
 
-def _count(name: str, value: Any) -> int | None:
-    if value is None:
-        return None
+def _count(name: str, value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**31:
         raise EnvelopeError(Reason.HEADERS, f"{name} is {value!r:.60}, not a whole number from 0")
     return value
 
 
 def _time(name: str, value: Any) -> datetime | None:
-    if value is None:
-        return None
     try:
         return _aware(datetime.fromisoformat(value) if type(value) is str else value)
     except (TypeError, ValueError, AttributeError):

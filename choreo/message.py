@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Final
 
 MAX_BODY: Final = 1024 * 1024  # bytes
@@ -39,6 +40,9 @@ _BROKERS_OWN: Final = frozenset(("x-death", DELIVERY_COUNT, "x-acquired-count", 
 _BROKERS_PREFIXES: Final = ("x-first-death-", "x-last-death-")
 
 
+_LATEST: Final = 253_402_300_799  # seconds: the end of the year 9999, beyond which Python knows no dates
+
+
 class Reason(StrEnum):
     """Why a message is dead-lettered."""
 
@@ -62,12 +66,18 @@ class FarTime(int):
     """Seconds since 1970 that no datetime reaches; some clients write milliseconds where AMQP has seconds."""
 
 
+@lru_cache(maxsize=256)  # messages of one second mostly come together
+def moment(seconds: int) -> datetime | FarTime:
+    """Return what a timestamp on the wire says, which is not negative."""
+    return datetime.fromtimestamp(seconds, UTC) if seconds <= _LATEST else FarTime(seconds)
+
+
 @dataclass(slots=True)
 class Message:
     """A message as it stands on the wire: body, headers and the AMQP properties that survive a republish.
 
     Texts that came in another encoding than UTF-8 hold their bytes as surrogate escapes. `unread`: the bytes of headers
-    that cannot be read.
+    that cannot be read. `checked`: the headers are known to have no excess.
     """
 
     body: bytes
@@ -82,6 +92,7 @@ class Message:
     priority: int | None = None
     timestamp: datetime | FarTime | None = None
     unread: bytes | None = None
+    checked: bool = False
 
     def forwarded(self, headers: Mapping[str, Any], without: Collection[str] = ()) -> Message:
         """Return a copy to publish again, without what the broker added to it, and with `headers` set.
@@ -95,7 +106,18 @@ class Message:
         }
         for key in without:
             kept.pop(key, None)
-        return replace(self, headers=kept | dict(headers))
+        return replace(self, headers=kept | dict(headers), checked=False)
+
+
+def excess(headers: Mapping[str, Any]) -> str:
+    """Return what `headers` have more of than is read, in words; nothing when they keep the limits."""
+    if len(headers) > MAX_HEADERS:
+        return f"the message has {len(headers)} headers, at most {MAX_HEADERS} are read"
+    size, depth = measure(headers)
+    if size > MAX_HEADER_BYTES or depth > MAX_HEADER_DEPTH:
+        most = f"at most {MAX_HEADER_BYTES} in {MAX_HEADER_DEPTH} are read"
+        return f"the headers have about {size} bytes in {depth} levels, {most}"
+    return ""
 
 
 def measure(headers: Mapping[str, Any]) -> tuple[int, int]:

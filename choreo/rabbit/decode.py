@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final
 
-from choreo.message import FarTime, Message
+from choreo.message import Message, moment
 from choreo.rabbit.layouts import Layouts
 
 _MAX_DEPTH: Final = 64  # tables and lists within each other; choreo reads events with half of that
@@ -22,7 +21,6 @@ _MAX_NAMES: Final = 4096
 _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
 _S64: Final = struct.Struct(">q")
-_LATEST: Final = 253_402_300_799  # seconds: the end of the year 9999, beyond which Python knows no dates
 
 _layouts = Layouts()
 _names: dict[bytes, str] = {}  # header names repeat from message to message
@@ -34,10 +32,15 @@ class _UnreadableError(Exception):
 
 def message(properties: bytes, body: bytes) -> Message:
     """Return the message whose content header holds `properties`, flags first, and whose body is `body`."""
-    try:
-        return _message(properties, body)
-    except (_UnreadableError, IndexError, struct.error):
-        return Message(body, content_type=None, unread=properties)
+    found = _layouts.read(properties, body)
+    if found is None:
+        try:
+            found = _message(properties, body)
+        except (_UnreadableError, IndexError, struct.error):
+            return Message(body, content_type=None, unread=properties)
+        if found.unread is None:
+            _layouts.learn(properties, found)
+    return found
 
 
 def _message(data: bytes, body: bytes) -> Message:  # noqa: C901, PLR0912 - one step per property
@@ -54,17 +57,10 @@ def _message(data: bytes, body: bytes) -> Message:  # noqa: C901, PLR0912 - one 
         content_encoding, pos = short(data, pos)
     if flags & 0x2000:
         end = pos + 4 + _U32.unpack_from(data, pos)[0]
-        table = data[pos + 4 : end]
-        found = _layouts.read(table)
-        if found is not None:
-            headers = found
-        else:
-            try:
-                headers = _table(data, pos + 4, end, 1)
-            except (_UnreadableError, IndexError, struct.error):
-                unread = table
-            else:
-                _layouts.learn(table, headers)
+        try:
+            headers = _table(data, pos + 4, end, 1)
+        except (_UnreadableError, IndexError, struct.error):
+            unread = data[pos + 4 : end]
         pos = end
     if flags & 0x1000:
         pos += 1  # delivery mode: choreo's queues keep everything
@@ -80,7 +76,7 @@ def _message(data: bytes, body: bytes) -> Message:  # noqa: C901, PLR0912 - one 
     if flags & 0x0080:
         message_id, pos = short(data, pos)
     if flags & 0x0040:
-        timestamp = _time(_U64.unpack_from(data, pos)[0])
+        timestamp = moment(_U64.unpack_from(data, pos)[0])
         pos += 8
     if flags & 0x0020:
         kind, pos = short(data, pos)
@@ -194,10 +190,6 @@ def _sized(kind: int, data: bytes, start: int, stop: int, depth: int) -> Any:
     return values
 
 
-def _time(seconds: int) -> datetime | FarTime:
-    return datetime.fromtimestamp(seconds, UTC) if seconds <= _LATEST else FarTime(seconds)
-
-
 _PLAIN: Final[dict[int, tuple[struct.Struct, Callable[[Any], Any] | None]]] = {
     ord("t"): (struct.Struct(">B"), bool),
     ord("b"): (struct.Struct(">b"), None),
@@ -210,5 +202,5 @@ _PLAIN: Final[dict[int, tuple[struct.Struct, Callable[[Any], Any] | None]]] = {
     ord("L"): (_S64, None),
     ord("f"): (struct.Struct(">f"), None),
     ord("d"): (struct.Struct(">d"), None),
-    ord("T"): (_U64, _time),
+    ord("T"): (_U64, moment),
 }
