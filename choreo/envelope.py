@@ -9,7 +9,7 @@ routing key is a whole event. Source: CloudEvents 1.0.2, AMQP protocol binding; 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
 from secrets import token_hex
@@ -41,11 +41,10 @@ from choreo.message import (
     excess,
 )
 
-_ID, _SOURCE = (
-    tuple(prefix + attribute for prefix in (CE, "cloudEvents:", "cloudEvents_")) for attribute in ("id", "source")
+_ID, _SOURCE, _TIME = (CE + attribute for attribute in ("id", "source", "time"))
+_OTHER_IDS, _OTHER_SOURCES = (
+    tuple(prefix + attribute for prefix in ("cloudEvents:", "cloudEvents_")) for attribute in ("id", "source")
 )
-
-_TIME: Final = CE + "time"
 
 _INFINITIES: Final = (float("inf"), float("-inf"))
 
@@ -88,8 +87,7 @@ class Envelope(NamedTuple):
         Raises EnvelopeError with reason `undecodable` for what is not JSON, `invalid` for JSON that is no such event.
         """
         body = self.body
-        declared = declaration(kind)
-        if self.version is not None and self.version < declared.version:
+        if self.version is not None and self.version < (declared := declaration(kind)).version:
             fields = strict_json(body)
             if isinstance(fields, dict):
                 body = _lifted(declared, fields, self.version)
@@ -135,24 +133,28 @@ def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> 
         raise EnvelopeError(Reason.HEADERS, much)
     # Most messages have few of these: what is absent costs no call.
     get = headers.get
-    event_id = _first(headers, _ID) or _text("message-id", message.message_id) or new_id()
-    # In the order of the fields: by keyword this takes twice as long.
-    return Envelope(
-        event_id,
-        topic,
-        _first(headers, _SOURCE) or _text("app-id", message.app_id),
-        _aware(message.timestamp) if (time := get(_TIME)) is None else _time(_TIME, time),
-        _text(CORRELATION, get(CORRELATION)) or _text("correlation-id", message.correlation_id) or event_id,
-        None if (value := get(CAUSATION)) is None else _text(CAUSATION, value),
-        0 if (value := get(HOPS)) is None else _count(HOPS, value),
-        None if (value := get(VERSION)) is None else _count(VERSION, value),
-        1 if (value := get(ATTEMPT)) is None else _count(ATTEMPT, value) + 1,
-        None if (value := get(FIRST_FAILURE)) is None else _time(FIRST_FAILURE, value),
-        None if (value := get(TRACEPARENT)) is None else _trace(value),
-        None if (value := get(TRACESTATE)) is None else _trace(value),
-        body,
-        headers,
-        1 if (value := get(TREE)) is None else _count(TREE, value) or 1,
+    event_id = (
+        _text(_ID, get(_ID)) or _first(headers, _OTHER_IDS) or _text("message-id", message.message_id) or new_id()
+    )
+    # In the order of the fields, and by _make: by keyword this takes three times as long.
+    return Envelope._make(
+        (
+            event_id,
+            topic,
+            _text(_SOURCE, get(_SOURCE)) or _first(headers, _OTHER_SOURCES) or _text("app-id", message.app_id),
+            _aware(message.timestamp) if (value := get(_TIME)) is None else _time(_TIME, value),
+            _text(CORRELATION, get(CORRELATION)) or _text("correlation-id", message.correlation_id) or event_id,
+            None if (value := get(CAUSATION)) is None else _text(CAUSATION, value),
+            0 if (value := get(HOPS)) is None else _count(HOPS, value),
+            None if (value := get(VERSION)) is None else _count(VERSION, value),
+            1 if (value := get(ATTEMPT)) is None else _count(ATTEMPT, value) + 1,
+            None if (value := get(FIRST_FAILURE)) is None else _time(FIRST_FAILURE, value),
+            None if (value := get(TRACEPARENT)) is None else _trace(value),
+            None if (value := get(TRACESTATE)) is None else _trace(value),
+            body,
+            headers,
+            1 if (value := get(TREE)) is None else _count(TREE, value) or 1,
+        )
     )
 
 
@@ -264,23 +266,24 @@ def _lifted(declared: Declaration, body: dict[str, Any], version: int) -> bytes:
 def _require_strict(body: bytes) -> None:
     """Raise what `strict_json` raises. For what is in order this takes a third of its time [1.2 us, 500 bytes]."""
     try:
-        if _all_finite((jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True),)):
+        if _all_finite(jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True)):
             return
     except ValueError:
         pass
     strict_json(body)
 
 
-def _all_finite(values: Iterable[Any]) -> bool:
-    """Say whether no number was too large for a float; jiter makes those infinite."""
-    for value in values:
-        kind = type(value)
-        if kind is float:
-            if value in _INFINITIES:
+def _all_finite(value: Any) -> bool:
+    """Say whether no number in it was too large for a float; jiter makes those infinite."""
+    kind = type(value)
+    if kind is dict or kind is list:
+        for each in value.values() if kind is dict else value:
+            inner = type(each)
+            # Most are texts and whole numbers: for them there is no call.
+            if (inner is float or inner is dict or inner is list) and not _all_finite(each):
                 return False
-        elif (kind is dict or kind is list) and not _all_finite(value.values() if kind is dict else value):
-            return False
-    return True
+        return True
+    return kind is not float or value not in _INFINITIES
 
 
 def strict_json(body: bytes) -> Any:

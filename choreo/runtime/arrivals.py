@@ -13,14 +13,17 @@ T = TypeVar("T")
 class Arrivals(Generic[T]):
     """A queue for a pool of tasks, of which `places` may be busy at once.
 
-    One task is woken at a time: a task that never waits takes everything there is, without a turn of the loop for each.
+    One task is woken at a time: a task that never waits takes `share` in a row, without a turn of the loop for each.
     Whoever takes one and leaves more behind wakes the next, which goes on when the first one waits for something. When
     all tasks wait for something, `more` is called to start another one, and may decline.
     """
 
-    def __init__(self, places: int, more: Callable[[], bool]) -> None:
+    def __init__(self, places: int, share: int, more: Callable[[], bool]) -> None:
         self._free = places
+        self._share = share
         self._more = more
+        self._taken = 0  # since somebody has rested
+        self._resting = 0  # tasks that let the loop turn, and then go on
         self._arrived: deque[T] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._woken = False  # one has been, or has been started, and has not begun yet
@@ -82,27 +85,50 @@ class Arrivals(Generic[T]):
 
 # ruff: noqa: SLF001 - pool and seat are two halves of one thing
 class Seat(Generic[T]):
-    """One task's place in the pool. It is free while the task waits for the broker and none of the user's code runs."""
+    """One task's place in the pool. It is free while the task waits for the broker and none of the user's code runs.
 
-    __slots__ = ("_arrivals", "_busy")
+    `spent`: the pool has had its share, and the task has to rest.
+    """
+
+    __slots__ = ("_arrivals", "_busy", "spent")
 
     def __init__(self, arrivals: Arrivals[T]) -> None:
         self._arrivals = arrivals
         self._busy = False
+        self.spent = False
 
     async def take(self) -> T | None:
         """Wait for the next one and a free place. None: it was closed."""
+        pool = self._arrivals
+        while (each := self.take_now()) is None and not pool._closed:
+            await pool._turn()
+        return each
+
+    def take_now(self) -> T | None:
+        """Return the next one if there is one, a free place, and nobody who rests."""
         self.leave()
         pool = self._arrivals
-        while not pool._closed and not (pool._arrived and pool._free):
-            await pool._turn()
-        if pool._closed:
+        if pool._closed or pool._resting or not pool._arrived or not pool._free:
             return None
         pool._free -= 1
+        pool._taken += 1
         self._busy = True
+        self.spent = pool._taken >= pool._share
         each = pool._arrived.popleft()
-        pool._wake()
+        if not pool._woken:
+            pool._wake()
         return each
+
+    async def rest(self) -> None:
+        """Let the event loop turn once. Nobody takes anything meanwhile, for everybody would have to rest after it."""
+        pool = self._arrivals
+        pool._resting += 1
+        try:
+            await asyncio.sleep(0)
+        finally:
+            pool._resting -= 1
+            pool._taken = 0
+            pool._wake()
 
     def leave(self) -> None:
         """Give the place to somebody else, if it has not been given yet."""

@@ -12,6 +12,7 @@ import inspect
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Executor
+from types import FrameType
 from typing import Any, TypeVar
 
 from choreo.envelope import Envelope
@@ -25,9 +26,18 @@ T = TypeVar("T")
 async def call(
     reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Executor | None
 ) -> list[Event]:
+    """Return what `function` gives, as `begin` does, when it has it all."""
+    given = begin(reaction, function, arguments, executor)
+    return given if isinstance(given, list) else await given
+
+
+def begin(
+    reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Executor | None
+) -> list[Event] | Awaitable[list[Event]]:
     """Return what `function`, of `reaction`, gives: called in a thread of `executor` or, without one, on the loop.
 
-    Raises ReactionTimeout when it has waited for longer than the reaction may, besides what the function raises.
+    That is to be awaited if the function waits for something. Raises ReactionTimeout when it has waited for longer than
+    the reaction may, besides what the function raises.
     """
     work = function(*arguments) if executor is None else _threaded(executor, function, arguments)
     if type(work) is not types.CoroutineType:
@@ -35,21 +45,33 @@ async def call(
     try:
         awaited = work.send(None)
     except StopIteration as end:
-        result = end.value
-        if isinstance(result, AsyncIterator):
-            result = await _within(reaction, _unfolded(result))
-    else:
-        result = await _within(reaction, _rest(work, awaited))
+        if isinstance(end.value, AsyncIterator):
+            return _within(reaction, _unfolded(end.value))
+        return _events(end.value)
+    return _within(reaction, _rest(work, awaited))
+
+
+def reaction_on(frame: FrameType | None) -> Reaction | None:
+    """Return the reaction whose function runs in `frame` or in one that it was called from."""
+    while frame is not None:
+        if frame.f_code in (begin.__code__, _within.__code__):
+            found: Reaction = frame.f_locals["reaction"]
+            return found
+        frame = frame.f_back
+    return None
+
+
+def _events(result: Any) -> list[Event]:
     if result is None:
         return []
     return list(result) if isinstance(result, list | tuple) and type(result) is not Envelope else [result]
 
 
-async def _within(reaction: Reaction, work: Awaitable[T]) -> T:
+async def _within(reaction: Reaction, work: Awaitable[Any]) -> list[Event]:
     deadline = asyncio.timeout(reaction.timeout)
     try:
         async with deadline:
-            return await work
+            return _events(await work)
     except TimeoutError as error:
         if not deadline.expired():
             raise  # the work's own

@@ -27,7 +27,7 @@ from choreo.event import Event, declaration
 from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
 from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Context, Reaction
-from choreo.runtime.calling import call
+from choreo.runtime.calling import begin, call
 from choreo.runtime.emission import require_stored, sealed
 from choreo.topology import Names, return_key, topic_of
 from choreo.transport import Confirmed, Delivery, Refused, Session
@@ -110,7 +110,8 @@ class Courier:
             opened, reaction = self._open(case)
             arguments = (case.event, self._context(case, opened, reaction)) if reaction.takes_context else (case.event,)
             executor = self.executor if reaction.in_thread else None
-            events = await call(reaction, reaction.function, arguments, executor)
+            given = begin(reaction, reaction.function, arguments, executor)
+            events = given if isinstance(given, list) else await given
             if events:
                 await self._emit(case, opened, reaction, events)
         except BaseException as error:  # also what ends a process elsewhere: here it ends one try

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import structlog
 
-from choreo.runtime.calling import call
+from choreo.runtime.calling import reaction_on
 
 STALLED: Final = 70  # the exit code: EX_SOFTWARE of sysexits.h
 MARGIN: Final = 5.0  # seconds beyond the longest deadline
@@ -105,17 +105,9 @@ class _Stall:
     def _culprit(self) -> dict[str, Any]:
         frame = sys._current_frames().get(self._thread_id)  # noqa: SLF001 - there is no other way to another's stack
         task = asyncio.current_task(self._loop)
-        return {**_reaction(frame), "task": task.get_name() if task is not None else None, "stack": _stack(frame)}
-
-
-def _reaction(frame: FrameType | None) -> dict[str, str]:
-    """Return whose call of the user's function is on the stack, if any is."""
-    while frame is not None:
-        if frame.f_code is call.__code__:  # where every function of the user's is called
-            reaction = frame.f_locals["reaction"]
-            return {"agent": reaction.agent, "reaction": reaction.name}
-        frame = frame.f_back
-    return {}
+        culprit = {"task": task.get_name() if task is not None else None, "stack": _stack(frame)}
+        reaction = reaction_on(frame)
+        return culprit if reaction is None else {"agent": reaction.agent, "reaction": reaction.name} | culprit
 
 
 def _stack(frame: FrameType | None) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
@@ -77,8 +78,6 @@ class Worker:
         self._windows: list[Window] = []  # of the session at hand
         self._prefetch = {agent.name: self._affordable(agent) for agent in self.agents}
         self._turned = 0.0  # when the event loop last turned, as far as drainers had to know
-        self._handled = 0  # deliveries since then
-        self._share = max(1, settings.prefetch // _PARTS)
         self._turning = False
         self._draining_since: float | None = None  # a time of the loop
         self._drainers: dict[str, list[asyncio.Task[None]]] = {agent.name: [] for agent in self.agents}
@@ -123,7 +122,7 @@ class Worker:
                 for agent in self.agents:
                     resources = await lifespan.enter(stack, agent, self._stop, self._leave_by)
                     self._couriers[agent.name] = self._courier(agent, stack.enter_context(self._threads()), resources)
-                    self._arrived[agent.name] = Arrivals(self._settings.concurrency, partial(self._another, agent))
+                    self._arrived[agent.name] = self._arrivals(agent)
                 stack.push_async_callback(self._end_drainers)
                 self.drained = await self._consume_until_stopped()
             except lifespan.StoppedError:
@@ -276,6 +275,10 @@ class Worker:
         self._windows = []
         await session.close()
 
+    def _arrivals(self, agent: Agent) -> Arrivals[Arrived]:
+        share = max(1, self._settings.prefetch // _PARTS)
+        return Arrivals(self._settings.concurrency, share, partial(self._another, agent))
+
     def _another(self, agent: Agent) -> bool:
         """Start one more drainer for `agent`, unless it has one for each delivery that it may hold."""
         own = self._drainers[agent.name]
@@ -292,7 +295,7 @@ class Worker:
         assert task is not None
         while True:
             try:
-                if (next_one := await seat.take()) is None:
+                if (next_one := seat.take_now() or await seat.take()) is None:
                     return
                 session, delivery = next_one
                 try:
@@ -305,28 +308,26 @@ class Worker:
                     delivery.consumer.requeue(delivery)
                 if task.cancelling():
                     await asyncio.sleep(0)  # a reaction has cancelled itself and ended: it must not hit the next one
-                self._handled += 1
-                if self._handled >= self._share or clock.monotonic() - self._turned > _SLICE:
-                    await self._let_turn()
+                if seat.spent or time.monotonic() - self._turned > _SLICE:
+                    self._note_turn()
+                    await seat.rest()
             except asyncio.CancelledError:
                 if courier.ending.is_set():
                     raise
                 while task.cancelling():  # somebody's timer that fired late, not the worker
                     task.uncancel()
 
-    async def _let_turn(self) -> None:
-        """Let the event loop turn once: reactions that never wait would keep it from heartbeats and acknowledgements.
+    def _note_turn(self) -> None:
+        """Note when the loop has turned: reactions that never wait keep it from heartbeats and acknowledgements.
 
-        Slice and share are those of all drainers together. They begin anew when the loop has turned, which the callback
-        sees.
+        The slice is that of all drainers together. It begins anew before any of them goes on.
         """
         if not self._turning:
             self._turning = True
             asyncio.get_running_loop().call_soon(self._has_turned)
-        await asyncio.sleep(0)
 
     def _has_turned(self) -> None:
-        self._turning, self._turned, self._handled = False, clock.monotonic(), 0
+        self._turning, self._turned = False, time.monotonic()
 
     async def _drain(self, session: Session | None) -> bool:
         self._draining_since = asyncio.get_running_loop().time()

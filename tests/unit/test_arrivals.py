@@ -16,8 +16,8 @@ Work = Callable[[int, Seat[int]], Awaitable[None]]
 class Pool:
     """Tasks that take numbers, at most `most` of them."""
 
-    def __init__(self, places: int, most: int, work: Work) -> None:
-        self.arrivals: Arrivals[int] = Arrivals(places, self.another)
+    def __init__(self, places: int, most: int, work: Work, share: int = 1000) -> None:
+        self.arrivals: Arrivals[int] = Arrivals(places, share, self.another)
         self.tasks: list[asyncio.Task[None]] = []
         self.took: list[list[int]] = []
         self.most = most
@@ -35,6 +35,8 @@ class Pool:
         while (number := await seat.take()) is not None:
             took.append(number)
             await self.work(number, seat)
+            if seat.spent:
+                await seat.rest()
 
     @property
     def all(self) -> list[int]:
@@ -59,6 +61,30 @@ async def test_one_task_that_never_waits_takes_everything() -> None:
     await asyncio.sleep(0)
     assert pool.took[0] == list(range(500))
     assert len(pool.tasks) <= 2
+
+
+async def test_with_its_share_the_pool_lets_the_loop_turn_and_the_same_task_goes_on() -> None:
+    pool, turns = Pool(16, 100, never_waits, share=10), 0
+    for number in range(100):
+        pool.arrivals.put(number)
+    while len(pool.all) < 100:
+        await asyncio.sleep(0)
+        turns += 1
+        assert len(pool.all) <= 10 * turns
+    assert pool.took[0] == list(range(100))
+    assert turns <= 12
+
+
+async def test_others_go_on_when_who_rests_is_cancelled() -> None:
+    async def work(number: int, seat: Seat[int]) -> None:
+        if number == 1:
+            asyncio.get_running_loop().call_soon(pool.tasks[0].cancel)
+
+    pool = Pool(4, 2, work, share=2)
+    for number in range(10):
+        pool.arrivals.put(number)
+    await eventually(lambda: len(pool.all) == 10)
+    assert pool.took[0] == [0, 1]
 
 
 async def test_as_many_run_at_once_as_there_are_places(gate: asyncio.Event) -> None:

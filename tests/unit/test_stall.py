@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from choreo.agent import Agent
 from choreo.event import Event
+from choreo.reaction import Reaction
 from choreo.runtime import stall
 from choreo.runtime.calling import call
 from tests.waiting import eventually
@@ -24,12 +25,22 @@ class Placed(Event, topic="test-stall.placed"):
     pass
 
 
+class Paid(Event, topic="test-stall.paid"):
+    pass
+
+
 agent = Agent("staller")
 
 
 @agent.on
 async def compute(placed: Placed) -> None:
     time.sleep(0.5)  # noqa: ASYNC251 - what this is about
+
+
+@agent.on
+async def compute_later(paid: Paid) -> None:
+    await asyncio.sleep(0)
+    await compute(Placed())
 
 
 def never(code: int) -> None:
@@ -67,13 +78,13 @@ async def test_blocked_loop_is_said_with_its_stack_and_again_when_the_time_doubl
     assert logs[-1]["event"] == AGAIN
 
 
-async def test_reaction_that_blocks_is_named() -> None:
+@pytest.mark.parametrize("reaction", agent.reactions, ids=lambda reaction: reaction.name)
+async def test_reaction_that_blocks_is_named(reaction: Reaction) -> None:
     """Agent, reaction and the place of work; a reaction that others call too is found by its call, not by its name."""
-    (reaction,) = agent.reactions
     with capture_logs() as logs, stall.watch(60, armed=lambda: True, end=never, noticed=0.1):
         await asyncio.create_task(call(reaction, reaction.function, (Placed(),), None), name="staller-3")
     blocked = said(logs, BLOCKED)[0]
-    assert (blocked["agent"], blocked["reaction"], blocked["task"]) == ("staller", "compute", "staller-3")
+    assert (blocked["agent"], blocked["reaction"], blocked["task"]) == ("staller", reaction.name, "staller-3")
 
 
 @pytest.mark.parametrize("armed", [True, False])
