@@ -35,7 +35,9 @@ _MAX_REPEATED: Final = 4096
 
 # Names of headers, topics and the like repeat from message to message.
 _shorts: dict[str, bytes] = {}
-_texts: dict[str, str] = {}  # a field's name and what follows it, each byte as a character
+# How fields begin, by name, each byte as a character: short texts and small numbers are most of them.
+_texts: dict[str, str] = {}
+_numbers: dict[str, str] = {}
 
 
 def properties(message: Message, message_id: str | None) -> bytes:
@@ -83,20 +85,23 @@ def table(fields: dict[str, Any]) -> bytes:
     parts = []
     for name, value in fields.items():
         if type(value) is str and value.isascii() and len(value) < 256:  # nearly all
-            parts.append(_texts.get(name) or _begun(name))
+            parts.append(_texts.get(name) or _begun(_texts, name, "S\0\0\0"))
             parts.append(_BYTES[len(value)])
             parts.append(value)
+        elif type(value) is int and 0 <= value < 256:
+            parts.append(_numbers.get(name) or _begun(_numbers, name, "l\0\0\0\0\0\0\0"))
+            parts.append(_BYTES[value])
         else:
             parts.append((_repeated(name) + _value(value)).decode("latin-1"))
     whole = "".join(parts).encode("latin-1")
     return _LENGTH.pack(len(whole)) + whole
 
 
-def _begun(name: str) -> str:
-    """Return the beginning of a field that holds a short text: name, type and all but the last byte of its length."""
-    if len(_texts) >= _MAX_REPEATED:
-        _texts.clear()
-    found = _texts[name] = short(name).decode("latin-1") + "S\0\0\0"
+def _begun(known: dict[str, str], name: str, behind: str) -> str:
+    """Return the beginning of a field: its name, and all but the last byte of what stands `behind` it."""
+    if len(known) >= _MAX_REPEATED:
+        known.clear()
+    found = known[name] = short(name).decode("latin-1") + behind
     return found
 
 

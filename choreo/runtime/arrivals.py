@@ -22,7 +22,7 @@ class Arrivals(Generic[T]):
         self._free = places
         self._share = share
         self._more = more
-        self._taken = 0  # since somebody has rested
+        self._taken = 0  # since the loop has turned
         self._resting = 0  # tasks that let the loop turn, and then go on
         self._arrived: deque[T] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -57,6 +57,9 @@ class Arrivals(Generic[T]):
             if not turn.done():
                 turn.set_result(None)
 
+    def _has_turned(self) -> None:
+        self._taken = 0
+
     def _wake(self) -> None:
         if self._woken or self._closed or not self._free or not self._arrived:
             return
@@ -85,49 +88,55 @@ class Arrivals(Generic[T]):
 
 # ruff: noqa: SLF001 - pool and seat are two halves of one thing
 class Seat(Generic[T]):
-    """One task's place in the pool. It is free while the task waits for the broker and none of the user's code runs.
+    """One task's place in the pool. It is free while the task waits for the broker and none of the user's code runs."""
 
-    `spent`: the pool has had its share, and the task has to rest.
-    """
-
-    __slots__ = ("_arrivals", "_busy", "spent")
+    __slots__ = ("_arrivals", "_busy")
 
     def __init__(self, arrivals: Arrivals[T]) -> None:
         self._arrivals = arrivals
         self._busy = False
-        self.spent = False
+
+    @property
+    def spent(self) -> bool:
+        """Whether the pool has had its share in this turn of the loop, so that the task has to rest."""
+        return self._arrivals._taken >= self._arrivals._share
 
     async def take(self) -> T | None:
-        """Wait for the next one and a free place. None: it was closed."""
+        """Wait for the next one and a free place. None: it was closed.
+
+        While another task rests nobody is needed: whoever took one would have to rest as well, after each.
+        """
         pool = self._arrivals
-        while (each := self.take_now()) is None and not pool._closed:
+        while not pool._closed:
+            if not pool._resting and (each := self.take_now()) is not None:
+                return each
             await pool._turn()
-        return each
+        return None
 
     def take_now(self) -> T | None:
-        """Return the next one if there is one, a free place, and nobody who rests."""
+        """Return the next one, if there is one and a free place: for a task that has just ended with another."""
         self.leave()
         pool = self._arrivals
-        if pool._closed or pool._resting or not pool._arrived or not pool._free:
+        if pool._closed or not pool._arrived or not pool._free:
             return None
         pool._free -= 1
-        pool._taken += 1
         self._busy = True
-        self.spent = pool._taken >= pool._share
+        if not pool._taken:
+            asyncio.get_running_loop().call_soon(pool._has_turned)
+        pool._taken += 1
         each = pool._arrived.popleft()
         if not pool._woken:
             pool._wake()
         return each
 
     async def rest(self) -> None:
-        """Let the event loop turn once. Nobody takes anything meanwhile, for everybody would have to rest after it."""
+        """Let the event loop turn once."""
         pool = self._arrivals
         pool._resting += 1
         try:
             await asyncio.sleep(0)
         finally:
             pool._resting -= 1
-            pool._taken = 0
             pool._wake()
 
     def leave(self) -> None:

@@ -293,11 +293,12 @@ class Worker:
         courier, seat = self._couriers[agent], self._arrived[agent].seat()
         task = asyncio.current_task()
         assert task is not None
+        following: Arrived | None = None
         while True:
             try:
-                if (next_one := seat.take_now() or await seat.take()) is None:
+                if (following := following or await seat.take()) is None:
                     return
-                session, delivery = next_one
+                (session, delivery), following = following, None
                 try:
                     await courier.deliver(session, delivery, seat.leave)
                 except Exception:
@@ -311,6 +312,7 @@ class Worker:
                 if seat.spent or time.monotonic() - self._turned > _SLICE:
                     self._note_turn()
                     await seat.rest()
+                following = seat.take_now()
             except asyncio.CancelledError:
                 if courier.ending.is_set():
                     raise

@@ -31,12 +31,13 @@ class Pool:
         return True
 
     async def run(self, took: list[int]) -> None:
-        seat = self.arrivals.seat()
-        while (number := await seat.take()) is not None:
+        seat, now = self.arrivals.seat(), None
+        while (number := await seat.take() if now is None else now) is not None:
             took.append(number)
             await self.work(number, seat)
             if seat.spent:
                 await seat.rest()
+            now = seat.take_now()
 
     @property
     def all(self) -> list[int]:

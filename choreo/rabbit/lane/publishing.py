@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import struct
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from typing import Final
@@ -140,8 +141,7 @@ class Publishing:
         if flags & 1:
             # In flight they stand in the order of their tags; 0 means all.
             tags = list(self._in_flight)
-            last = len(tags) if tag == 0 else next((at for at, each in enumerate(tags) if each > tag), len(tags))
-            for each in tags[:last]:
+            for each in tags[: bisect_right(tags, tag)] if tag else tags:
                 self._answered(each, stored=number == frames.ACK)
         else:
             self._answered(tag, stored=number == frames.ACK)
