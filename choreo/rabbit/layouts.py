@@ -1,14 +1,15 @@
 """Messages that are laid out alike: the same properties and headers in the same order, and texts of the same lengths.
 
 Events of one kind from one agent are: ids and times differ, and nothing else does. A layout that comes again and again
-is read as a whole, by one regular expression that takes out what differs, in a third of the time that the fields take
-one by one [1.2 us, 8 headers]. What does not match it to the byte is read in the ordinary way.
+is read as a whole, by one regular expression that takes out what differs, in half the time that the fields take one by
+one [2 us, 8 headers]. What does not match it to the byte is read in the ordinary way.
 """
 
 from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from operator import attrgetter, itemgetter
 from typing import Any, Final, NamedTuple
@@ -58,8 +59,12 @@ class _Read(NamedTuple):
     values: list[Any]
 
     def differing(self, other: _Read) -> set[int]:
-        """Return the indexes of the fields in which `other`, which has the same places, differs."""
-        return {index for index, value in enumerate(self.values) if value != other.values[index]}
+        """Return the indexes of the fields in which `other` differs."""
+        return {index for index, (mine, its) in enumerate(zip(self.values, other.values, strict=False)) if mine != its}
+
+    def may_differ(self, indexes: Iterable[int]) -> bool:
+        """Say whether all these fields are such that a pattern can take them out."""
+        return all(self.places[index].width for index in indexes)
 
 
 class Layout:
@@ -113,7 +118,7 @@ class Layouts:
     def __init__(self) -> None:
         self._known: dict[int, list[Layout]] = {}
         self._unknown: dict[int, int] = {}  # how many of each length have been read otherwise
-        self._firsts: dict[int, _Read | None] = {}  # the first of those
+        self._firsts: dict[int, _Read | None] = {}  # one of those, from a while ago
         self._count = 0
 
     def read(self, properties: bytes, body: bytes) -> Message | None:
@@ -135,27 +140,28 @@ class Layouts:
         length = len(properties)
         if length > _LONGEST or self._count >= _MOST:
             return
+        if length not in self._unknown and len(self._unknown) >= _MOST:
+            self._unknown.clear()
+            self._firsts.clear()
         times = self._unknown.get(length, 0) + 1
-        if times == 1:
-            if len(self._unknown) >= _MOST:
-                self._unknown.clear()
-                self._firsts.clear()
-            self._firsts[length] = _read(properties, message)
         self._unknown[length] = times % _OFTEN
-        if times == _OFTEN:
+        if times == _OFTEN // 2:  # not before: of most lengths there are few
+            self._firsts[length] = _read(properties, message)
+        elif times == _OFTEN:
             self._learn(self._firsts.pop(length), _read(properties, message), message)
 
     def _learn(self, first: _Read | None, read: _Read | None, message: Message) -> None:
         if first is None or read is None or first.places != read.places or excess(message.headers):
             return
-        differing = read.differing(first)
         alike = self._known.setdefault(len(read.data), [])
-        for layout in alike:
-            if layout.first.places == read.places:
-                differing |= layout.differing | read.differing(layout.first)
-                alike.remove(layout)
-                break
-        if len(alike) < _ALIKE and all(read.places[index].width for index in differing):
+        differing = read.differing(first)
+        for number, known in enumerate(alike):
+            wider = differing | known.differing | read.differing(known.first)
+            if known.first.places == read.places and read.may_differ(wider):
+                alike[number] = Layout(read, message, wider)
+                self._count += 1
+                return
+        if len(alike) < _ALIKE and read.may_differ(differing):
             alike.append(Layout(read, message, differing))
             self._count += 1
 

@@ -37,11 +37,11 @@ def plainly(data: bytes, body: bytes = b"") -> Message:
 
 
 def learned(*pairs: tuple[Message, Message], into: Layouts | None = None) -> Layouts:
-    """Layouts for which the two messages of each pair came in turn, and often."""
+    """Layouts for which the two messages of each pair came often."""
     found = into or Layouts()
     for pair in pairs:
         for number in range(layouts._OFTEN):
-            data = properties(pair[number % 2])
+            data = properties(pair[2 * number // layouts._OFTEN])
             found.learn(data, plainly(data))
     return found
 
@@ -54,7 +54,7 @@ def test_layout_is_learned_when_it_has_come_often() -> None:
     found = Layouts()
     for number in range(layouts._OFTEN):
         assert read(found, FIRST) is None
-        data = properties((FIRST, OTHER)[number % 2])
+        data = properties((FIRST, OTHER)[2 * number // layouts._OFTEN])
         found.learn(data, plainly(data))
     for message in (FIRST, OTHER, replace(OTHER, message_id="\x7f{1}", body=b"{}")):
         assert read(found, message) == replace(message, checked=True)
@@ -68,6 +68,13 @@ def test_layout_is_widened_by_what_differs_later() -> None:
     for message in (FIRST, OTHER, later, replace(FIRST, app_id="food")):
         assert read(found, message) == replace(message, checked=True)
     assert len(found._known[len(properties(FIRST))]) == 1
+
+
+def test_what_cannot_be_taken_out_makes_a_layout_of_its_own() -> None:
+    messages = [replace(FIRST, headers=HEADERS | {"odd": odd}) for odd in (True, False)]
+    found = learned(*((message, message) for message in messages))
+    for message in messages:
+        assert read(found, message) == replace(message, checked=True)
 
 
 def test_what_is_laid_out_otherwise_is_left_to_the_ordinary_way() -> None:
