@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import decimal
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -116,6 +117,7 @@ class Worker:
         TopologyMismatch and other configuration errors at once. Later failures of the broker are waited out.
         """
         failure = None
+        decimal.getcontext()  # who first reckons with decimals in a context has changed it
         self._context = contextvars.copy_context()
         async with contextlib.AsyncExitStack() as stack:
             try:
@@ -286,11 +288,11 @@ class Worker:
             return False
         # In the worker's context: who makes one necessary may be in the middle of a reaction, which has its own.
         name = f"{agent.name}-{len(own)}"
-        own.append(asyncio.create_task(self._work(agent.name), name=name, context=self._context.copy()))
+        own.append(asyncio.create_task(self._work(agent), name=name, context=self._context.copy()))
         return True
 
-    async def _work(self, agent: str) -> None:
-        courier, seat = self._couriers[agent], self._arrived[agent].seat()
+    async def _work(self, agent: Agent) -> None:
+        courier, seat = self._couriers[agent.name], self._arrived[agent.name].seat()
         task = asyncio.current_task()
         assert task is not None
         following: Arrived | None = None
@@ -304,7 +306,7 @@ class Worker:
                 except Exception:
                     # Nothing of the user's code ends here, so this is a defect of choreo's. It must not cost a place in
                     # the prefetch window for ever, nor become a loop without a pause.
-                    _logger.exception("delivery failed inside choreo", agent=agent)
+                    _logger.exception("delivery failed inside choreo", agent=agent.name)
                     await self._sleep(_DEFECT_PAUSE)
                     delivery.consumer.requeue(delivery)
                 if task.cancelling():
@@ -312,12 +314,23 @@ class Worker:
                 if seat.spent or time.monotonic() - self._turned > _SLICE:
                     self._note_turn()
                     await seat.rest()
+                if contextvars.copy_context() != self._context:
+                    seat.leave()
+                    self._succeed(task, agent)  # what a reaction has left there is not meant for others
+                    return
                 following = seat.take_now()
             except asyncio.CancelledError:
                 if courier.ending.is_set():
                     raise
                 while task.cancelling():  # somebody's timer that fired late, not the worker
                     task.uncancel()
+
+    def _succeed(self, task: asyncio.Task[None], agent: Agent) -> None:
+        """Have another drainer go on in place of this one, with a context of its own."""
+        own = self._drainers[agent.name]
+        if task in own:  # else all are being ended
+            own.remove(task)
+            self._another(agent)
 
     def _note_turn(self) -> None:
         """Note when the loop has turned: reactions that never wait keep it from heartbeats and acknowledgements.

@@ -394,6 +394,29 @@ async def test_context_of_one_reaction_does_not_reach_another(stage: Stage) -> N
     assert seen == ["", ""]
 
 
+async def test_what_a_reaction_leaves_in_its_context_does_not_reach_the_next(stage: Stage) -> None:
+    """Such as fields bound to all its log lines. Whoever leaves nothing there goes on as it is."""
+    payment = stage.agent()
+    seen: list[tuple[str, asyncio.Task[Any] | None]] = []
+    mark = contextvars.ContextVar("mark", default="")
+
+    @payment.on
+    async def charge(placed: Placed) -> None:
+        seen.append((mark.get(), asyncio.current_task()))
+        if placed.order >= "5":
+            mark.set(f"order {placed.order}")
+
+    worker = await stage.play(payment, concurrency=1, prefetch=20)
+    await stage.consumer(worker)
+    for number in range(10):
+        await stage.place(str(number))
+    await eventually(lambda: len(seen) == 10)
+    assert {found for found, _ in seen} == {""}
+    assert len({task for _, task in seen[:5]}) < 5
+    assert len({task for _, task in seen[5:]}) == 5
+    await stage.settled(payment, dead=0)
+
+
 async def test_reaction_that_cancels_itself_and_ends_takes_no_other_with_it(stage: Stage) -> None:
     payment = stage.agent()
     seen: list[str] = []
