@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from choreo.embedded.channel import Channel
+from choreo.embedded.consumers import Consumer
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.sent import Sink
 
@@ -13,12 +14,14 @@ if TYPE_CHECKING:
 
 
 class Connection:
-    """A connection of `user`, made by `Broker.connect`."""
+    """A connection of `user`, made by `Broker.connect`. `full`: its consumers get nothing until `go_on`."""
 
     def __init__(self, broker: Broker, user: str) -> None:
         self.broker = broker
         self.user = user
         self.channels: dict[int, Channel] = {}
+        self.full = False
+        self._first = 0  # the consumer that is served first when it goes on
 
     def open_channel(self, number: int, sink: Sink) -> Channel:
         """Open channel `number`; what the broker sends to it goes to `sink`.
@@ -29,6 +32,31 @@ class Connection:
             raise AmqpError(504, "second 'channel.open' seen", (20, 10))
         channel = self.channels[number] = Channel(self, number, sink)
         return channel
+
+    def hold(self) -> None:
+        """Deliver nothing more: the client does not take what it was sent. Its consumers miss their turn meanwhile."""
+        if not self.full:
+            self.full = True
+            for consumer in self._consumers():
+                consumer.credit = 0
+
+    def go_on(self) -> None:
+        """Deliver again. May lead to `hold` before every consumer has got something; another one is first next time."""
+        if not self.full:
+            return
+        self.full = False
+        consumers = self._consumers()
+        for consumer in consumers:
+            consumer.credit = consumer.limit
+        self._first += 1
+        first = self._first % max(1, len(consumers))
+        for consumer in consumers[first:] + consumers[:first]:
+            consumer.queue.unpark(consumer)
+            consumer.queue.dispatch()
+        self.broker.catch_up()
+
+    def _consumers(self) -> list[Consumer]:
+        return [consumer for channel in self.channels.values() for consumer in channel.consumers.values()]
 
     def close(self) -> None:
         """End all channels, then delete the exclusive queues. May be called twice."""

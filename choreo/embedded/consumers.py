@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Consumer:
-    """A subscription. `credit` is how many unsettled deliveries it may have."""
+    """A subscription. `credit` is how many unsettled deliveries it may have: `limit`, or 0 while it takes none."""
 
     def __init__(
         self, channel: Channel, queue: Queue, tag: str, *, no_ack: bool, exclusive: bool, arguments: Mapping[str, Any]
@@ -27,7 +27,8 @@ class Consumer:
         self.no_ack = no_ack
         self.exclusive = exclusive
         self.arguments = arguments
-        self.credit = inf if no_ack or not channel.prefetch else channel.prefetch
+        self.limit = inf if no_ack or not channel.prefetch else channel.prefetch
+        self.credit = 0 if channel.connection.full else self.limit
         self.priority: int = arguments.get("x-priority", 0)
         self.held = 0
         self.parked = True  # not among those who wait for messages

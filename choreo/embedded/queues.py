@@ -209,7 +209,7 @@ class Queue:
         line, turns = self.line, self._turns
         while line and turns.waiting:
             consumer = turns.next()
-            if consumer.held == consumer.credit:
+            if consumer.held >= consumer.credit:
                 continue
             self._hand(consumer, self._take())
             # One that may have no more keeps its turn here until it is its turn: it may have settled by then.

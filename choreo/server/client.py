@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from choreo.server.listener import Listener
 
 _HANDSHAKE: Final = 10.0  # seconds, as with RabbitMQ
-# Bytes. RabbitMQ goes on reading for as long as it has memory: a client that writes and reads in one thread must not
-# wait for ever for a broker that waits for it.
+# Bytes on their way to a client from which on it gets no more deliveries. They stay in their queues, where they can be
+# had by others, are limited, and take no memory twice.
+_ENOUGH: Final = 1024 * 1024
+# Bytes, with answers, from which on nothing is read from it. RabbitMQ goes on reading for as long as it has memory: a
+# client that writes and reads in one thread must not wait for ever for a broker that waits for it.
 _PILE: Final = 16 * 1024 * 1024
 _FAREWELL: Final = 5.0  # seconds for a client to answer connection.close
 _CLOSE_OK: Final = wire.method(0, commands.Connection.CloseOk())
@@ -67,7 +70,9 @@ class Client(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._heartbeat = 0  # seconds
         self._silent = 0  # looks without a sign of life
-        self._paused = False
+        self._paused = False  # it does not take what is written
+        self._deaf = False  # nothing is read from it
+        self._fresh = 0  # bytes since the last flush
         self._written = 0  # bytes, as a whole
         self._seen = self._read = 0  # at the last look: what was written, and what of it the client had taken
 
@@ -76,7 +81,7 @@ class Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take note of a new client."""
         self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
-        transport.set_write_buffer_limits(high=_PILE)
+        transport.set_write_buffer_limits(high=_ENOUGH)
         self._listener.clients.add(self)
         self._timer = self._listener.loop.call_later(_HANDSHAKE, self.end)
 
@@ -96,14 +101,17 @@ class Client(asyncio.Protocol):
             self._refuse(AmqpError(541, "the embedded broker failed; its log says where"))
 
     def pause_writing(self) -> None:
-        """Read nothing more from a client that does not read: what it asks for would pile up here."""
+        """Deliver nothing more to a client that does not read."""
         self._paused = True
-        self._transport.pause_reading()
+        self._hold()
 
     def resume_writing(self) -> None:
-        """Read again."""
+        """Deliver, and read, again."""
         self._paused = False
-        self._transport.resume_reading()
+        if self._deaf:
+            self._deaf = False
+            self._transport.resume_reading()
+        self._go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the name is asyncio's
         """Give back what it held."""
@@ -242,6 +250,9 @@ class Client(asyncio.Protocol):
             self._due = True
             self._listener.flush_soon(self)
         self._out.append(frames)
+        self._fresh += len(frames)
+        if self._fresh > _ENOUGH:
+            self._hold()
 
     def confirm_soon(self, channel: Served) -> None:
         """Have `channel` write its confirms before the flush."""
@@ -257,7 +268,24 @@ class Client(asyncio.Protocol):
         self._confirming.clear()
         out, self._out = self._out, []
         self._due = False
+        self._fresh = 0
         self._put(b"".join(out))
+        if not self._paused:
+            if self._connection is not None and self._connection.full:
+                # Not before all clients are flushed: what is delivered now is not yet kept as delivered.
+                self._listener.loop.call_soon(self._go_on)
+        elif not self._deaf and self._transport.get_write_buffer_size() > _PILE:
+            self._deaf = True  # what it asks for would pile up here
+            self._transport.pause_reading()
+
+    def _hold(self) -> None:
+        if self._connection is not None:
+            self._connection.hold()
+
+    def _go_on(self) -> None:
+        if self._connection is not None and not self._paused and not self._transport.is_closing():
+            self._listener.advance()
+            self._connection.go_on()
 
     def _put(self, data: bytes) -> None:
         if not self._transport.is_closing():
@@ -328,7 +356,7 @@ class Client(asyncio.Protocol):
     def _look(self) -> None:
         read = self._written - self._transport.get_write_buffer_size()
         # While nothing is read from it, that it reads is all that is known of it.
-        self._silent = 0 if self._paused and read > self._read else self._silent + 1
+        self._silent = 0 if self._deaf and read > self._read else self._silent + 1
         if self._silent > 4:
             _logger.info("a client was silent for two heartbeats", interval=self._heartbeat)
             self.abort()  # it would not read what is still to be written

@@ -14,6 +14,7 @@ from pamqp import base, commands, frame, header
 
 from choreo.server.background import EmbeddedBroker
 from tests.server.peer import GREETING, Peer, publication
+from tests.waiting import until
 
 Connect = Callable[[], Peer]
 
@@ -268,12 +269,15 @@ def test_a_client_that_does_not_read_does_not_keep_others_waiting(connect: Conne
 
 
 def test_a_client_that_reads_slowly_is_not_taken_for_a_silent_one(connect: Connect, peer: Peer):
-    """The broker stops reading from it meanwhile, its heartbeats too."""
-    peer.ask(commands.Queue.Declare(queue="flood"), commands.Queue.DeclareOk)
+    """The broker stops reading from it while so many answers are on their way, its heartbeats too."""
+    asked = commands.Queue.Declare(queue="flood")
+    peer.ask(asked, commands.Queue.DeclareOk)
     slow = connect().open(tune=(10, 131_072, 1)).channel()
-    slow.ask(commands.Basic.Consume(queue="flood", no_ack=True), commands.Basic.ConsumeOk)
     for _ in range(60):
         peer.publish("flood", b"x" * 2**20)
+    until(lambda: peer.ask(asked, commands.Queue.DeclareOk).message_count == 60)
+    for _ in range(60):
+        slow.send(commands.Basic.Get(queue="flood", no_ack=True))
     began, size = time.monotonic(), 0
     while time.monotonic() - began < 4:
         size += len(slow.socket.recv(2**17))

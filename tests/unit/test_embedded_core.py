@@ -237,3 +237,71 @@ def test_what_is_not_supported_is_refused(channel: Channel) -> None:
     with pytest.raises(AmqpError) as error:
         channel.queue_declare("q", durable=True, arguments={"x-queue-type": "quorum", "x-delayed-retry-type": "all"})
     assert error.value.code == 540
+
+
+# -- a client that does not take what it is sent -----------------------------------------------------------------------
+
+
+def bodies(sent: list[Sent]) -> bytes:
+    return b"".join(each.body for each in sent if isinstance(each, Deliver))
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+@pytest.mark.parametrize("no_ack", [True, False])
+def test_others_get_what_a_full_connection_does_not(
+    broker: Broker, connection: Connection, channel: Channel, sent: list[Sent], *, kind: str, no_ack: bool
+) -> None:
+    other: list[Sent] = []
+    second = broker.connect().open_channel(1, other.append)
+    channel.queue_declare("q", durable=True, arguments={"x-queue-type": kind})
+    channel.qos(3)
+    channel.consume("q", "slow", no_ack=no_ack)
+    channel.publish("", "q", PLAIN, b"1")
+    connection.hold()
+    second.consume("q", "quick", no_ack=True)
+    for body in (b"2", b"3", b"4"):
+        channel.publish("", "q", PLAIN, body)
+    assert (bodies(sent), bodies(other)) == (b"1", b"234")
+    second.cancel("quick")
+    channel.publish("", "q", PLAIN, b"5")
+    assert bodies(sent) == b"1"
+    connection.go_on()
+    assert bodies(sent) == b"15"
+
+
+@pytest.mark.parametrize("arguments", [{}, {"x-queue-type": "stream"}, {"x-single-active-consumer": True}])
+def test_a_connection_that_becomes_full_in_the_middle_goes_on_where_it_was(
+    connection: Connection, sent: list[Sent], *, arguments: dict[str, Any]
+) -> None:
+    """Its client is full after every second delivery; a consumer that comes meanwhile waits as well."""
+
+    def sink(each: Sent) -> None:
+        sent.append(each)
+        if len(bodies(sent)) % 2 == 0 and isinstance(each, Deliver):
+            connection.hold()
+
+    channel = connection.open_channel(1, sink)
+    channel.queue_declare("q", durable=True, arguments=arguments)
+    for body in (b"1", b"2", b"3", b"4", b"5"):
+        channel.publish("", "q", PLAIN, body)
+    channel.qos(10)
+    connection.hold()
+    channel.consume("q", "tag", arguments={"x-stream-offset": "first"} if "x-queue-type" in arguments else {})
+    seen = [bodies(sent)]
+    for _ in range(3):
+        connection.go_on()
+        seen.append(bodies(sent))
+    assert seen == [b"", b"12", b"1234", b"12345"]
+
+
+def test_a_settlement_on_a_full_connection_brings_nothing(connection: Connection, channel: Channel, sent: list[Sent]):
+    channel.queue_declare("q")
+    channel.qos(1)
+    channel.consume("q", "tag")
+    for body in (b"1", b"2", b"3"):
+        channel.publish("", "q", PLAIN, body)
+    connection.hold()
+    channel.ack(1)
+    assert bodies(sent) == b"1"
+    connection.go_on()
+    assert bodies(sent) == b"12"
