@@ -12,18 +12,18 @@ ROOT: Final = Path(__file__).parents[2]
 PROGRAMS: Final = Path(__file__).with_name("programs")
 BIN: Final = ROOT / ".venv-bench/bin"
 NODE_MODULES: Final = ROOT / ".bench/node/node_modules"
-_BUILD: Final = "`make foreign` brings them"
+BRINGS: Final = "`make foreign` brings them"
 
 needs_python = pytest.mark.skipif(
-    not (BIN / "celery").exists(), reason=f"FOREIGN PYTHON CLIENTS ARE NOT HERE, none was tried: {_BUILD}"
+    not (BIN / "celery").exists(), reason=f"FOREIGN PYTHON CLIENTS ARE NOT HERE, none was tried: {BRINGS}"
 )
 needs_node = pytest.mark.skipif(
     not (NODE_MODULES / "amqplib").is_dir() or shutil.which("node") is None,
-    reason=f"NODE WITH AMQPLIB IS NOT HERE, it was not tried: {_BUILD}",
+    reason=f"NODE WITH AMQPLIB IS NOT HERE, it was not tried: {BRINGS}",
 )
 needs_tools = pytest.mark.skipif(
     not all(shutil.which(f"amqp-{each}") for each in ("publish", "consume", "get", "declare-queue", "delete-queue")),
-    reason=f"AMQP TOOLS ARE NOT HERE, none was tried: {_BUILD}",
+    reason=f"AMQP TOOLS ARE NOT HERE, none was tried: {BRINGS}",
 )
 
 

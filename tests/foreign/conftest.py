@@ -12,10 +12,18 @@ import pytest
 from choreo.server.background import EmbeddedBroker
 from tests.conftest import Running
 from tests.embedded_node import VERSION
-from tests.foreign.clients import NODE_MODULES, PROGRAMS
+from tests.foreign.clients import BRINGS, NODE_MODULES, PROGRAMS
 from tests.waiting import eventually
 
 REAL = pytest.param("rabbitmq", marks=pytest.mark.real_node("RabbitMQ to be compared with"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says loudly, in one line, what a green run has not tried."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", ()) if BRINGS in str(report.longrepr)]
+    if skipped:
+        line = f"FOREIGN CLIENTS WERE NOT TRIED: {len(skipped)} tests did not run; {BRINGS}"
+        terminalreporter.write_line(line, red=True, bold=True)
 
 
 @pytest.fixture(scope="session")
