@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 import dramatiq
@@ -16,9 +17,13 @@ broker.add_middleware(CurrentMessage())
 dramatiq.set_broker(broker)
 
 
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")  # at once: another thread may say something at the same time
+
+
 @dramatiq.actor(queue_name=QUEUE)
 def add(one: int, other: int) -> None:
-    print("added:", one + other)
+    say(f"added: {one + other}")
 
 
 @dramatiq.actor(queue_name=QUEUE, max_retries=2, min_backoff=300)
@@ -27,7 +32,7 @@ def flaky() -> None:
     assert message is not None
     if not message.options.get("retries"):
         raise RuntimeError("failed once")
-    print("retried:", message.options["retries"])
+    say(f"retried: {message.options['retries']}")
 
 
 @dramatiq.actor(queue_name=QUEUE, max_retries=1, min_backoff=300)
@@ -37,7 +42,7 @@ def hopeless() -> None:
 
 @dramatiq.actor(queue_name=QUEUE)
 def later(sent: float) -> None:
-    print("held back:", time.time() - sent > 0.9)
+    say(f"held back: {time.time() - sent > 0.9}")
 
 
 if __name__ == "__main__":
