@@ -84,6 +84,29 @@ def known(folder: Path) -> list[str]:
     return sorted({name for name, _ in _declared(folder)} | {point.name for point in entry_points(group=GROUP)})
 
 
+def require(name: str, folder: Path) -> None:
+    """Raise InvalidName or UnknownAgent when no agent can have this name, without importing any."""
+    _check(name)
+    if ":" not in name and name not in known(folder):
+        raise _unknown(name, folder.absolute())
+
+
+def without_agent(folder: Path) -> list[str]:
+    """Return the sorted names of the files in `folder` that `load_all` leaves alone: they declare no agent."""
+    agents = {file.name for _, file in _declared(folder)}
+    return [file.name for file in _files(folder) if file.name not in agents and not file.name.startswith("_")]
+
+
+def nobody(folder: Path) -> ConfigurationError:
+    """Return the error that says that no agent is in `folder`, and which files of it declare none."""
+    others = without_agent(folder)
+    which = f": none is declared in {', '.join(others)}" if others else ""
+    return ConfigurationError(
+        f"there is no agent in {folder}{which}",
+        f'write one: agent = Agent("name") at the top level of name.py there; or {_OTHER_FOLDER}',
+    )
+
+
 def _check(name: str) -> None:
     from choreo.agent import NAME
 
@@ -260,9 +283,7 @@ def _declared(folder: Path) -> Iterator[tuple[str, Path]]:
 
     A file that cannot be read as Python may be one: it is listed under its own name; importing it tells why.
     """
-    for file in sorted(folder.glob("[!.]*.py")):
-        if not file.is_file():
-            continue
+    for file in _files(folder):
         try:
             with warnings.catch_warnings(action="ignore"):
                 tree = ast.parse(file.read_bytes())
@@ -272,6 +293,10 @@ def _declared(folder: Path) -> Iterator[tuple[str, Path]]:
             continue
         for name in _assigned(tree):
             yield name or file.stem, file
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.glob("[!.]*.py")) if file.is_file()]
 
 
 def _assigned(tree: ast.Module) -> Iterator[str | None]:

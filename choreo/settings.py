@@ -120,7 +120,9 @@ class Settings(BaseSettings):
         _Allowed("debug, info, warning, error or critical"),
     ] = "info"
     log_format: Annotated[
-        Literal["auto", "pretty", "json"], BeforeValidator(_lower), _Allowed("auto, pretty or json")
+        Literal["auto", "pretty", "json", "compact"],
+        BeforeValidator(_lower),
+        _Allowed("auto, pretty, json or compact"),
     ] = "auto"
     health_host: Annotated[str, StringConstraints(min_length=1), _Allowed("a host name or an address")] = "127.0.0.1"
     health_port: Annotated[

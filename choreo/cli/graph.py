@@ -52,13 +52,9 @@ def declared(names: Sequence[str], settings: Settings) -> Choreography:
     """Return the choreography of the named agents, or of all in the agents folder; it is an error to have none."""
     from choreo import loader
     from choreo.choreography import Choreography
-    from choreo.errors import ConfigurationError
 
     folder = settings.agents_folder
     agents = [loader.load(name, folder) for name in names] if names else loader.load_all(folder)
     if not agents:
-        raise ConfigurationError(
-            f"there is no agent in {folder}",
-            'write one: agent = Agent("name") in a file name.py of it; or name another folder in CHOREO_AGENTS',
-        )
+        raise loader.nobody(folder)
     return Choreography.of(agents)

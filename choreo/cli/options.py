@@ -32,5 +32,14 @@ Url = Annotated[
     str | None,
     typer.Option("--url", help="Broker, amqp://user@host:5672/vhost. [env: CHOREO_URL]", callback=_warn_of_password),
 ]
+LogLevel = Annotated[
+    str | None,
+    typer.Option(
+        "--log-level",
+        metavar="LEVEL",
+        help="debug, info, warning, error or critical. [default: info; env: CHOREO_LOG_LEVEL]",
+        show_default=False,
+    ),
+]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Data on stdout as a table, JSON or JSON lines.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before destroying anything.")]

@@ -396,7 +396,7 @@ def test_every_event_is_one_line_at_debug(
     assert {line["event_id"] for line in handled} == {"id-1", "id-2"}
     for line in handled:
         assert (line["agent"], line["correlation_id"], line["level"]) == (agent, line["event_id"], "debug")
-        assert line["emitted"] == 1
+        assert line["emitted"] == [f"{agent}.taken"]
 
 
 # Saying what is wrong: one message, the right exit code, no traceback, no password.

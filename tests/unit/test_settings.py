@@ -207,7 +207,7 @@ def test_words_in_any_case(monkeypatch: pytest.MonkeyPatch):
         ("namespace", "shop\n", "a lower-case letter"),
         ("namespace", "s" * 33, "a lower-case letter"),
         ("log_level", "loud", "debug, info, warning, error or critical"),
-        ("log_format", "xml", "auto, pretty or json"),
+        ("log_format", "xml", "auto, pretty, json or compact"),
         ("health_port", "65536", "a port from 1 to 65535"),
     ],
 )
