@@ -85,9 +85,9 @@ def known(folder: Path) -> list[str]:
 
 
 def require(name: str, folder: Path) -> None:
-    """Raise InvalidName or UnknownAgent when no agent can have this name, without importing any."""
+    """Raise InvalidName or UnknownAgent when there is nothing that could hold the agent `name`; imports nothing."""
     _check(name)
-    if ":" not in name and name not in known(folder):
+    if ":" not in name and not (folder / f"{_stem(name)}.py").is_file() and name not in known(folder):
         raise _unknown(name, folder.absolute())
 
 
@@ -95,6 +95,11 @@ def without_agent(folder: Path) -> list[str]:
     """Return the sorted names of the files in `folder` that `load_all` leaves alone: they declare no agent."""
     agents = {file.name for _, file in _declared(folder)}
     return [file.name for file in _files(folder) if file.name not in agents and not file.name.startswith("_")]
+
+
+def forgotten(folder: Path) -> list[str]:
+    """Return those `without_agent` that seem to be an agent's all the same: one in a function, or its reactions."""
+    return [name for name in without_agent(folder) if _seems_an_agent(ast.parse((folder / name).read_bytes()))]
 
 
 def nobody(folder: Path) -> ConfigurationError:
@@ -311,6 +316,14 @@ def _assigned(tree: ast.Module) -> Iterator[str | None]:
         given = [*call.args[:1], *(each.value for each in call.keywords if each.arg == "name")]
         name = given[0].value if given and isinstance(given[0], ast.Constant) else None
         yield name if isinstance(name, str) else None
+
+
+def _seems_an_agent(tree: ast.Module) -> bool:
+    ways = _ways_to_agent(tree)
+    calls = (ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call))
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    decorators = (ast.unparse(each) for function in functions for each in function.decorator_list)
+    return any(call in ways for call in calls) or any(re.match(r"\w+\.on\b", each) for each in decorators)
 
 
 def _ways_to_agent(tree: ast.Module) -> set[str]:

@@ -9,7 +9,7 @@ import typer
 
 from choreo.cli.graph import Names, declared
 from choreo.cli.options import Output, OutputOption
-from choreo.cli.output import note
+from choreo.cli.output import note_forgotten
 
 
 def check(names: Names = None, output: OutputOption = Output.TEXT) -> None:
@@ -17,14 +17,13 @@ def check(names: Names = None, output: OutputOption = Output.TEXT) -> None:
 
     Exit code 1 when there is a finding.
     """
-    from choreo import loader
     from choreo.observe import logs
     from choreo.settings import load
 
     settings = load()
     logs.configure(settings.log_level, settings.log_format)
     choreography = declared(names or (), settings)
-    others = [] if names else loader.without_agent(settings.agents_folder)
+    note_forgotten(names, settings)
     findings = [dataclasses.asdict(finding) for finding in choreography.findings()]
     if output is Output.JSON:
         typer.echo(json.dumps({"findings": findings}, ensure_ascii=False))
@@ -37,8 +36,6 @@ def check(names: Names = None, output: OutputOption = Output.TEXT) -> None:
         if not findings:
             agents, events = len(choreography.agents), len(choreography.events)
             typer.echo(f"no findings: {_count(agents, 'agent')}, {_count(events, 'event')}")
-        if others:
-            note(f"choreo: no agent is declared in {', '.join(others)}")
     if findings:
         raise typer.Exit(1)
 

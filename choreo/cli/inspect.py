@@ -122,7 +122,9 @@ def _agents(what: str, settings: Settings, *, may_be_none: bool) -> list[Agent]:
     if may_be_none and not folder.is_dir():
         out.note(f"choreo: there is no agents folder {folder}; showing what the broker has")
         return []
-    return loader.load_all(folder)
+    agents = loader.load_all(folder)
+    out.note_forgotten(None, settings)
+    return agents
 
 
 def _look(what: str, agents: Sequence[Agent], names: Names, management: Management | None, *, everything: bool) -> Look:

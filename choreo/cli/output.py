@@ -71,6 +71,14 @@ def note_broker(settings: Settings) -> None:
         note(f"choreo: broker {settings.found.text}")
 
 
+def note_forgotten(names: Sequence[str] | None, settings: Settings) -> None:
+    """Unless agents are named: say which files of the folder look like an agent's and declare none."""
+    from choreo import loader
+
+    if not names and (files := loader.forgotten(settings.agents_folder)):
+        note(f'choreo: left out, for want of a line agent = Agent("name") at the top level: {", ".join(files)}')
+
+
 @contextmanager
 def progress(what: str, total: int | None, interval: float = 0.0) -> Iterator[Callable[[], None]]:
     """Show on a terminal how far it is; elsewhere, and for what is quickly done, nothing."""
