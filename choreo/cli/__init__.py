@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -38,6 +39,9 @@ app.command("graph")(graph.graph)
 app.command("check")(check.check)
 app.command("bench")(bench.bench)
 
+# What typer raises for a command line that makes no sense; where its class is differs from release to release.
+_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -58,12 +62,13 @@ def main() -> None:
     """Run the command line, and end with one of the exit codes that `choreo --help` lists."""
     _steady_output()
     try:
-        app(prog_name="choreo")
+        sys.exit(app(prog_name="choreo", standalone_mode=False))
     except ChoreoError as error:
-        typer.echo(f"choreo: {error.message}", err=True)
-        if error.way_out:
-            typer.echo(f"  {error.way_out}", err=True)
+        _complain(error.message, error.way_out)
         sys.exit(error.exit_code)
+    except _USAGE as error:
+        _complain_of_usage(error)
+        sys.exit(2)
     except BrokenPipeError:
         # Whoever read our output has read enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,6 +86,24 @@ def main() -> None:
             f"choreo: {note.removeprefix(IMPORTING).strip()} cannot be imported: {type(error).__name__}", err=True
         )
         sys.exit(ConfigurationError.exit_code)
+
+
+def _complain(message: str, way_out: str = "") -> None:
+    typer.echo(f"choreo: {message}", err=True)
+    if way_out:
+        typer.echo(f"  {way_out}", err=True)
+
+
+def _complain_of_usage(error: Any) -> None:
+    """Say in our own style what typer says of a command line: an unknown option, a missing argument."""
+    message, context = str(error.format_message()).strip(), error.ctx
+    if context is None or message.startswith("Usage:"):  # nothing was said, so this is the help
+        typer.echo(message, err=True)
+        return
+    usage = " ".join(context.get_usage().split()).removeprefix("Usage: ").replace("{", "").replace("}", "")
+    known = getattr(context.command, "commands", {})
+    hint = f"known: {', '.join(known)}" if known else usage
+    _complain(f"{message[:1].lower()}{message[1:]}".removesuffix("."), f"{hint}; more by {context.command_path} --help")
 
 
 def _steady_output() -> None:

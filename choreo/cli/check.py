@@ -7,6 +7,7 @@ import json
 
 import typer
 
+from choreo.cli import options
 from choreo.cli.graph import Names, declared
 from choreo.cli.options import Output, OutputOption
 from choreo.cli.output import note_forgotten
@@ -18,9 +19,8 @@ def check(names: Names = None, output: OutputOption = Output.TEXT) -> None:
     Exit code 1 when there is a finding.
     """
     from choreo.observe import logs
-    from choreo.settings import load
 
-    settings = load()
+    settings = options.settings()
     logs.configure(settings.log_level, settings.log_format)
     choreography = declared(names or (), settings)
     note_forgotten(names, settings)

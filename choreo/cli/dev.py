@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from choreo.cli import output, run
+from choreo.cli import options, output, run
 from choreo.cli.options import LogLevel, Url
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _SHOWN: Final = 3  # events that the start shows how to publish
 
 def dev(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Agents to run; all by default.", show_default=False)
+        list[str] | None, typer.Argument(metavar="NAME", help="Agents to run; all by default.", show_default=False)
     ] = None,
     *,
     broker: Annotated[
@@ -39,7 +39,12 @@ def dev(
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Where it listens; 0: any free port. [default: 5672]", show_default=False),
+        typer.Option(
+            metavar="PORT",
+            parser=options.whole("--port", 0, 65535),
+            help="Where it listens; 0: any free port. [default: 5672]",
+            show_default=False,
+        ),
     ] = None,
     persist: Annotated[
         Path | None,
@@ -63,7 +68,7 @@ def dev(
     from choreo.settings import load
 
     began = time.monotonic()
-    settings = load(url=url, log_level=log_level)
+    settings = options.settings(url=url, log_level=log_level)
     log_format = "compact" if settings.log_format == "auto" else settings.log_format
     logs.configure(settings.log_level, log_format)
     kind = _kind(settings, broker, port, persist, url=url)
@@ -93,7 +98,7 @@ def _kind(
     from choreo.operate.development import Kind
 
     if broker is not None and broker not in list(Kind):
-        raise UsageError(f"--broker {broker!r:.40} is none", f"one of {', '.join(Kind)}")
+        raise options.not_allowed("--broker", broker, options.alternatives(Kind))
     named = settings.found is None and "url" in settings.model_fields_set
     kind = Kind(broker) if broker is not None else None if named else Kind.EMBEDDED
     if url is not None and kind is not None:
@@ -106,6 +111,9 @@ def _kind(
         )
     if kind is Kind.RABBITMQ and persist is not None:
         raise UsageError("--persist is for the embedded broker", "leave one of --broker rabbitmq and --persist out")
+    if persist is not None and persist.is_dir():
+        allowed = f"a file, such as {persist / 'broker.db'}; this is a folder"
+        raise options.not_allowed("--persist", str(persist), allowed)
     return kind
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from choreo.cli import options
 from choreo.cli import output as out
 from choreo.cli.options import Output, OutputOption, Url
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 AGENTS = ("agent", "state", "ready", "consumers", "dead", "consumes", "emits", "retry")
 QUEUES = ("queue", "agent", "kind", "ready", "consumers", "state")
 BINDINGS = ("source", "pattern", "destination", "agent")
+_SHORTEST = 0.1  # seconds from one look to the next
 _RATES = ("publish", "deliver", "ack")
 
 
@@ -71,10 +73,9 @@ def inspect(
     project declares.
     """
     from choreo.observe import logs
-    from choreo.settings import load
     from choreo.topology import Names
 
-    settings = load(url=url)
+    settings = options.settings(url=url)
     logs.configure(settings.log_level, settings.log_format)  # agents that log while imported keep off the data
     out.note_broker(settings)
     pause = _seconds(interval)
@@ -94,14 +95,14 @@ def inspect(
 
 def _seconds(interval: str) -> float:
     from choreo import duration
-    from choreo.errors import UsageError
 
     try:
         pause = duration.seconds(interval)
-    except ValueError as error:
-        raise UsageError(f"--interval {interval!r}", str(error)) from None
-    if pause < 0.1:
-        raise UsageError(f"--interval {interval!r} is too short", "at least 100ms: each look asks the broker")
+    except ValueError:
+        pause = 0
+    if pause < _SHORTEST:
+        allowed = f"at least 100ms, because each look asks the broker: {duration.FORMS}"
+        raise options.not_allowed("--interval", interval, allowed)
     return pause
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from choreo.cli import output
+from choreo.cli import options, output
 from choreo.cli.options import LogLevel, Url
 from choreo.errors import ConfigurationError, UsageError
 
@@ -24,20 +24,29 @@ def run(  # noqa: PLR0917 - typer makes an option of each
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME...",
+            metavar="NAME",
             help="Agents: a module in the agents folder, an entry point, or package.module:attribute.",
             show_default=False,
         ),
     ] = None,
     everyone: Annotated[bool, typer.Option("--all", help="Run every agent in the agents folder.")] = False,
     concurrency: Annotated[
-        int | None, typer.Option(help="Reactions of one agent that run at once. [default: 16]", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="NUMBER", help="Reactions of one agent that run at once. [default: 16]", show_default=False
+        ),
     ] = None,
     prefetch: Annotated[
-        int | None, typer.Option(help="Deliveries that one agent holds. [default: 100]", show_default=False)
+        str | None,
+        typer.Option(metavar="NUMBER", help="Deliveries that one agent holds. [default: 100]", show_default=False),
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, max=1024, help="Processes of the same agents, under one supervisor.")
+        int,
+        typer.Option(
+            metavar="NUMBER",
+            parser=options.whole("--processes", 1, 1024),
+            help="Processes of the same agents, under one supervisor.",
+        ),
     ] = 1,
     apart: Annotated[
         bool, typer.Option("--apart", help="Processes of its own for each agent: one that blocks holds up no other.")
@@ -50,12 +59,16 @@ def run(  # noqa: PLR0917 - typer makes an option of each
         str | None,
         typer.Option(help="Time to wait for the broker at start. [default: 5s]", metavar="TIME", show_default=False),
     ] = None,
-    reload: Annotated[bool, typer.Option("--reload", help="Start anew when an agent's file changes.")] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start anew when an agent's file changes (needs choreo[reload]).")
+    ] = False,
     health_port: Annotated[
-        int | None, typer.Option(help="Serve /live and /ready on this port.", show_default=False)
+        str | None,
+        typer.Option(metavar="PORT", help="Serve /live and /ready on this port; 0: any free one.", show_default=False),
     ] = None,
     health_host: Annotated[
-        str | None, typer.Option(help="Where to serve them. [default: 127.0.0.1]", show_default=False)
+        str | None,
+        typer.Option(metavar="HOST", help="Where to serve them. [default: 127.0.0.1]", show_default=False),
     ] = None,
     log_level: LogLevel = None,
     url: Url = None,
@@ -67,9 +80,8 @@ def run(  # noqa: PLR0917 - typer makes an option of each
     """
     from choreo import loader
     from choreo.observe import logs
-    from choreo.settings import load
 
-    settings = load(
+    settings = options.settings(
         url=url,
         concurrency=concurrency,
         prefetch=prefetch,

@@ -139,12 +139,13 @@ def test_a_broker_of_its_own_beside_the_named_one_when_told_so(start_choreo: Sta
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--broker", "kafka"), "--broker 'kafka' is none"),
+        (("--broker", "kafka"), "--broker 'kafka' is not allowed"),
         (("--broker", "embedded", "--url", "amqp://localhost"), "--url names a broker and --broker starts one"),
         (("--url", "amqp://localhost", "--port", "1"), "--port is for a broker that is started"),
         (("--url", "amqp://localhost", "--persist", "f"), "--persist is for a broker that is started"),
         (("--broker", "rabbitmq", "--persist", "f"), "--persist is for the embedded broker"),
         (("nobody",), "nobody"),
+        (("--persist", "."), "--persist '.' is not allowed"),
     ],
 )
 def test_what_makes_no_sense_is_2(choreo: Run, shop: Path, arguments: tuple[str, ...], words: str):
