@@ -81,7 +81,12 @@ def load_all(folder: Path) -> list[Agent]:
 
 def known(folder: Path) -> list[str]:
     """Return the sorted names of the agents in `folder` and of the installed ones, without importing any."""
-    return sorted({name for name, _ in _declared(folder)} | {point.name for point in entry_points(group=GROUP)})
+    return sorted({*declared(folder)} | {point.name for point in entry_points(group=GROUP)})
+
+
+def declared(folder: Path) -> list[str]:
+    """Return the sorted names of the agents in `folder`, without importing any."""
+    return sorted({name for name, _ in _declared(folder)})
 
 
 def require(name: str, folder: Path) -> None:

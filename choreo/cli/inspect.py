@@ -80,9 +80,13 @@ def inspect(
     out.note_broker(settings)
     pause = _seconds(interval)
     management = _management(settings)
-    agents = _agents(what, settings, may_be_none=management is not None)
     names = Names(settings.namespace)
-    look = _look(what, agents, names, management, everything=everything or output is not Output.TEXT)
+    everything = everything or output is not Output.TEXT
+    if what == "queues":
+        look = _look_at_queues(_names(settings, management), names, management, everything=everything)
+    else:
+        agents = _agents(what, settings, may_be_none=management is not None)
+        look = _look(what, agents, names, management, everything=everything)
     if not watch:
         page = out.wait_for(_once(settings, look))
         page.write(output)
@@ -118,7 +122,7 @@ def _agents(what: str, settings: Settings, *, may_be_none: bool) -> list[Agent]:
     from choreo import loader
 
     folder = settings.agents_folder
-    if what not in ("agents", "queues", "bindings"):
+    if what not in ("agents", "bindings"):
         return [loader.load(what, folder)]
     if may_be_none and not folder.is_dir():
         out.note(f"choreo: there is no agents folder {folder}; showing what the broker has")
@@ -128,19 +132,38 @@ def _agents(what: str, settings: Settings, *, may_be_none: bool) -> list[Agent]:
     return agents
 
 
+def _names(settings: Settings, management: Management | None) -> list[str]:
+    """Return the names of the agents here. Nothing is imported for them: queues stand, whatever the code is like."""
+    from choreo import loader
+
+    folder = settings.agents_folder
+    if not folder.is_dir():
+        shown = "what the broker has"
+        if management is None:
+            shown = "what all agents share; with CHOREO_MANAGEMENT_URL, also what the broker has besides"
+        out.note(f"choreo: there is no agents folder {folder}; showing {shown}")
+    return loader.declared(folder)
+
+
+def _look_at_queues(agents: Sequence[str], names: Names, management: Management | None, *, everything: bool) -> Look:
+    from choreo.operate import queues
+
+    async def look(session: Session) -> Page:
+        snapshot = await queues.look(session, agents, names, management)
+        rows = [row for row in snapshot.rows() if everything or row["kind"] != "delay" or row["ready"]]
+        return Page(rows, QUEUES + (queues.DETAILS if snapshot.detailed else ()), "no queues", notes=snapshot.notes)
+
+    return look
+
+
 def _look(what: str, agents: Sequence[Agent], names: Names, management: Management | None, *, everything: bool) -> Look:
     """Return how to look at `what`."""
     from choreo.operate import queues
 
     async def of_agents(session: Session) -> Page:
-        snapshot = await queues.look(session, agents, names, management)
+        snapshot = await queues.look(session, [agent.name for agent in agents], names, management)
         rows = [queues.overview(agent, snapshot) for agent in agents]
         return Page(rows, AGENTS, "no agents", notes=snapshot.notes)
-
-    async def of_queues(session: Session) -> Page:
-        snapshot = await queues.look(session, agents, names, management)
-        rows = [row for row in snapshot.rows() if everything or row["kind"] != "delay" or row["ready"]]
-        return Page(rows, QUEUES + (queues.DETAILS if snapshot.detailed else ()), "no queues", notes=snapshot.notes)
 
     async def of_bindings(session: Session) -> Page:  # noqa: ARG001 - they follow from the agents; see queues.bindings
         rows, notes = await queues.bindings(agents, names, management)
@@ -153,7 +176,7 @@ def _look(what: str, agents: Sequence[Agent], names: Names, management: Manageme
         data, notes = await queues.portrait(session, agents[0], names, management)
         return Page(data=data, text=_portrait(data), notes=notes)
 
-    return {"agents": of_agents, "queues": of_queues, "bindings": of_bindings}.get(what, of_one)
+    return {"agents": of_agents, "bindings": of_bindings}.get(what, of_one)
 
 
 async def _connect(settings: Settings) -> Session:

@@ -29,14 +29,17 @@ def publish(
     topic: Annotated[str, typer.Argument(metavar="TOPIC", help="Topic of the event, or the name of its class.")],
     data: Annotated[
         str | None,
-        typer.Argument(metavar="[JSON|-|@FILE]", help="The event as JSON, from stdin, or from a file."),
+        typer.Argument(
+            metavar="[JSON|-|@FILE]",
+            help="The event as JSON, or - for stdin, or @FILE. Without it: only what --set says.",
+        ),
     ] = None,
     *,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Set a field; dots lead inwards. May be repeated."),
     ] = None,
-    lines: Annotated[bool, typer.Option("--lines", help="Read one event per line.")] = False,
+    lines: Annotated[bool, typer.Option("--lines", help="Read one event per line, of stdin or of @FILE.")] = False,
     count: Annotated[
         int,
         typer.Option(

@@ -105,7 +105,9 @@ class Rehearsal:
             answered=self._record.answered,
         )
         stage = Stage(host, self._settings, self._fates, self._record)
-        publisher = Publisher(self._settings, lambda: in_process.connect(host), source="rehearsal")
+        publisher = Publisher(
+            self._settings, lambda: in_process.connect(host), source="rehearsal", start="await rehearsal.start(AGENT)"
+        )
         self._begun = _Play(loop, loop.time(), stage, publisher)
         self._stack.enter_context(clock.told(lambda: self.now, loop.time))
         self._stack.callback(random.setstate, random.getstate())
