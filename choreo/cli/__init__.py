@@ -5,18 +5,13 @@ Rooms below are imported inside the commands, so that `choreo --help` does not w
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import sys
-import traceback
-from pathlib import Path
-from typing import Any
 
 import typer
 
-import choreo
-from choreo.cli import bench, check, dev, dlq, graph, inspect, publish, run
+from choreo.cli import bench, check, complaints, dev, dlq, graph, inspect, publish, run
 from choreo.errors import ChoreoError, ConfigurationError
 
 app = typer.Typer(
@@ -64,10 +59,10 @@ def main() -> None:
     try:
         sys.exit(app(prog_name="choreo", standalone_mode=False))
     except ChoreoError as error:
-        _complain(error.message, error.way_out)
+        complaints.complain(error.message, error.way_out)
         sys.exit(error.exit_code)
     except _USAGE as error:
-        _complain_of_usage(error)
+        complaints.of_usage(error)
         sys.exit(2)
     except BrokenPipeError:
         # Whoever read our output has read enough. Python would complain once more when it flushes at exit.
@@ -81,29 +76,8 @@ def main() -> None:
         note = next((each for each in getattr(error, "__notes__", ()) if each.startswith(IMPORTING)), None)
         if note is None:
             raise
-        typer.echo(_of_the_user(error), err=True, nl=False)
-        typer.echo(
-            f"choreo: {note.removeprefix(IMPORTING).strip()} cannot be imported: {type(error).__name__}", err=True
-        )
+        complaints.of_import(note.removeprefix(IMPORTING).strip(), error)
         sys.exit(ConfigurationError.exit_code)
-
-
-def _complain(message: str, way_out: str = "") -> None:
-    typer.echo(f"choreo: {message}", err=True)
-    if way_out:
-        typer.echo(f"  {way_out}", err=True)
-
-
-def _complain_of_usage(error: Any) -> None:
-    """Say in our own style what typer says of a command line: an unknown option, a missing argument."""
-    message, context = str(error.format_message()).strip(), error.ctx
-    if context is None or message.startswith("Usage:"):  # nothing was said, so this is the help
-        typer.echo(message, err=True)
-        return
-    usage = " ".join(context.get_usage().split()).removeprefix("Usage: ").replace("{", "").replace("}", "")
-    known = getattr(context.command, "commands", {})
-    hint = f"known: {', '.join(known)}" if known else usage
-    _complain(f"{message[:1].lower()}{message[1:]}".removesuffix("."), f"{hint}; more by {context.command_path} --help")
 
 
 def _steady_output() -> None:
@@ -117,18 +91,3 @@ def _steady_output() -> None:
     if isinstance(raw, io.RawIOBase):
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), sys.stdout.encoding, line_buffering=True)
     sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def _of_the_user(error: Exception) -> str:
-    """Return the traceback of an error in a user's module, from that module on: the way there is not theirs."""
-    folders = [str(Path(each).parent) for each in (choreo.__file__, typer.__file__, importlib.__file__)]
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = (
-        number
-        for number, frame in enumerate(frames)
-        if not frame.filename.startswith((*folders, "<frozen")) and Path(frame.filename).exists()
-    )
-    found = traceback.TracebackException.from_exception(error)
-    found.stack = traceback.StackSummary.from_list(frames[next(theirs, len(frames)) :])
-    found.__notes__ = []
-    return "".join(found.format())

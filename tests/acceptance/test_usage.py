@@ -85,3 +85,33 @@ def test_the_same_value_from_a_variable_is_configuration(choreo: Run) -> None:
     done = choreo("run", "greeter", env={"CHOREO_DRAIN": "soon"})
     assert done.returncode == 78
     assert "CHOREO_DRAIN='soon' is not allowed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "last", "way_out"),
+    [
+        (
+            "import nothing_of_this_name\n",
+            "(agents/greeter.py, line 1): ModuleNotFoundError: No module named 'nothing_of_this_name'",
+            "install it into",
+        ),
+        ("\ndef (\n", "(agents/greeter.py, line 2): SyntaxError: ", "traceback"),
+        (
+            "import json\njson.loads('x')\n",
+            "(agents/greeter.py, line 2): json.decoder.JSONDecodeError",
+            "traceback",
+        ),
+        ("from agents import helper\n", "(agents/helper.py, line 1): ZeroDivisionError: division by zero", "traceback"),
+    ],
+)
+def test_what_cannot_be_imported_is_said_in_the_last_lines(
+    choreo: Run, project: Path, source: str, last: str, way_out: str
+) -> None:
+    """Below the traceback: which module, the line of the user's that it came from, and what to do."""
+    (project / "agents" / "helper.py").write_text("1 / 0\n")
+    (project / "agents" / "greeter.py").write_text(f'{source}from choreo import Agent\nagent = Agent("greeter")\n')
+    done = choreo("check")
+    assert done.returncode == 78
+    *_, first, second = done.stderr.splitlines()
+    assert first.startswith(f"choreo: agents.greeter cannot be imported {last}")
+    assert way_out in second
