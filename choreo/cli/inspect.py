@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import shutil
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -226,7 +226,8 @@ def _screen(output: Output) -> Iterator[Callable[[Page], None]]:
         with Live(auto_refresh=False, vertical_overflow="crop") as live:
 
             def refresh(page: Page) -> None:
-                lines = [f"{_now()}  {'; '.join(page.notes)}", "", _plain(page)]
+                shown = _plain(page, shutil.get_terminal_size().columns)
+                lines = [f"{_now()}  {'; '.join(page.notes)}", "", shown]
                 live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
 
             yield refresh
@@ -248,13 +249,11 @@ def _screen(output: Output) -> Iterator[Callable[[Page], None]]:
     yield write
 
 
-def _plain(page: Page) -> str:
-    """Return a page as text in plain columns."""
-    if page.data is None and not page.rows:
-        return page.empty
-    with redirect_stdout(io.StringIO()) as text:
-        page.write(Output.TEXT)
-    return text.getvalue().rstrip()
+def _plain(page: Page, width: int | None = None) -> str:
+    """Return a page as text in plain columns, for a terminal of so many characters."""
+    if page.data is not None:
+        return page.text
+    return "\n".join(out.lines([_spoken(row) for row in page.rows], page.columns, width)) if page.rows else page.empty
 
 
 def _spoken(row: dict[str, Any]) -> dict[str, Any]:
