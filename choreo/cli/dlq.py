@@ -62,9 +62,7 @@ def list_(
     *,
     limit: Annotated[
         int,
-        typer.Option(
-            "--limit", metavar="NUMBER", parser=options.whole("--limit", 1, 65_535), help="The first so many."
-        ),
+        typer.Option("--limit", metavar="NUMBER", parser=options.whole("--limit", 1), help="The first so many."),
     ] = 50,
     output: OutputOption = Output.TEXT,
     url: Url = None,

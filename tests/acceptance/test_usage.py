@@ -33,7 +33,7 @@ LENGTH = "a length of time: 500ms, 30s, 5m, 2h, 1d, 1h30m or a number of seconds
         ("inspect --interval 5x", "at least 100ms"),
         ("inspect --output yaml", "text, json or jsonl"),
         ("graph --format svg", "text, mermaid or json"),
-        ("dlq list greeter --limit 70000", "a whole number from 1 to 65535"),
+        ("dlq list greeter --limit 0", "a whole number, at least 1"),
         ("dlq replay greeter --limit 0", "a whole number, at least 1"),
         ("bench --seconds 0", "a number from 1 to 3600"),
     ],
