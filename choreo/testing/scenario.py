@@ -1,0 +1,33 @@
+"""What is rehearsed: a coroutine function that takes the rehearsal."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from choreo.errors import UsageError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class NoScenarioError(UsageError):
+    """What was given cannot be rehearsed, on no schedule."""
+
+
+def going(scenario: Callable[[R], Awaitable[T]], rehearsal: R) -> Awaitable[T]:
+    """Return `scenario` under way. Raises NoScenarioError that says what a scenario is."""
+    given: Any = scenario
+    name = getattr(given, "__name__", "scenario")
+    if inspect.iscoroutine(given):
+        given.close()  # it would complain that nobody awaited it, which is not what is wrong
+        raise NoScenarioError(f"{name}() is given, called already", f"give the function itself: {name}")
+    if not callable(given):
+        raise NoScenarioError(f"{given!r:.60} is no scenario", "a scenario is: async def scenario(rehearsal): ...")
+    result: Any = given(rehearsal)
+    if not inspect.isawaitable(result):
+        raise NoScenarioError(
+            f"{name} is a plain function, and a scenario is a coroutine function", f"write it as: async def {name}(...)"
+        )
+    return result
