@@ -42,7 +42,7 @@ def dev(
         typer.Option(
             metavar="PORT",
             parser=options.whole("--port", 0, 65535),
-            help="Where it listens; 0: any free port. [default: 5672]",
+            help="Where it listens; 0: any free port. [default: 5672, or any free one for rabbitmq]",
             show_default=False,
         ),
     ] = None,
@@ -56,7 +56,7 @@ def dev(
     log_level: LogLevel = None,
     url: Url = None,
 ) -> None:
-    """Start a broker and the agents beside it, until Ctrl-C. For development, on this machine alone.
+    """Start a broker and the agents beside it, until Ctrl-C. For development.
 
     Each delivery is one line: what was handled, and what follows from it; what failed, and what is done about it;
     what is dead. --log-level warning leaves out what was handled.

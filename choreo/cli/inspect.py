@@ -56,7 +56,7 @@ Look = Callable[["Session"], Awaitable[Page]]
 
 def inspect(
     what: Annotated[
-        str, typer.Argument(metavar="[agents|queues|bindings|NAME]", help="What to look at; NAME is one agent.")
+        str, typer.Argument(metavar="agents|queues|bindings|NAME", help="What to look at; NAME is one agent.")
     ] = "agents",
     *,
     everything: Annotated[
