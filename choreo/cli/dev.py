@@ -124,7 +124,7 @@ def _start(stack: ExitStack, kind: Kind, settings: Settings, port: int | None, p
     fire = stack.enter_context(beacon.light(settings.root))
     place = stack.enter_context(development.opened(kind, port=port, persist=persist))
     fire.shine(place.url, place.kind)
-    output.note(f"broker   {place.text}")
+    output.note("broker   " + place.text.replace("\n", "\n         "))
     if settings.found is None and "url" in settings.model_fields_set:
         output.note(f"         other commands go on using the broker that {settings.name_of('url')} names")
     return place
