@@ -42,7 +42,7 @@ def dev(
         typer.Option(
             metavar="PORT",
             parser=options.whole("--port", 0, 65535),
-            help="Where it listens; 0: any free port. [default: 5672]",
+            help="Where it listens; 0: any free port. [default: 5672, or any free one for rabbitmq]",
             show_default=False,
         ),
     ] = None,
@@ -56,7 +56,7 @@ def dev(
     log_level: LogLevel = None,
     url: Url = None,
 ) -> None:
-    """Start a broker and the agents beside it, until Ctrl-C. For development, on this machine alone.
+    """Start a broker and the agents beside it, until Ctrl-C. For development.
 
     Each delivery is one line: what was handled, and what follows from it; what failed, and what is done about it;
     what is dead. --log-level warning leaves out what was handled.
@@ -124,7 +124,7 @@ def _start(stack: ExitStack, kind: Kind, settings: Settings, port: int | None, p
     fire = stack.enter_context(beacon.light(settings.root))
     place = stack.enter_context(development.opened(kind, port=port, persist=persist))
     fire.shine(place.url, place.kind)
-    output.note(f"broker   {place.text}")
+    output.note("broker   " + place.text.replace("\n", "\n         "))
     if settings.found is None and "url" in settings.model_fields_set:
         output.note(f"         other commands go on using the broker that {settings.name_of('url')} names")
     return place

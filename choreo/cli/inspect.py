@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 AGENTS = ("agent", "state", "ready", "consumers", "dead", "consumes", "emits", "retry")
 QUEUES = ("queue", "agent", "kind", "ready", "consumers", "state")
+_WORDS = ("agents", "queues", "bindings")
 BINDINGS = ("source", "pattern", "destination", "agent")
 _SHORTEST = 0.1  # seconds from one look to the next
 _RATES = ("publish", "deliver", "ack")
@@ -56,7 +58,7 @@ Look = Callable[["Session"], Awaitable[Page]]
 
 def inspect(
     what: Annotated[
-        str, typer.Argument(metavar="[agents|queues|bindings|NAME]", help="What to look at; NAME is one agent.")
+        str, typer.Argument(metavar="agents|queues|bindings|NAME", help="What to look at; NAME is one agent.")
     ] = "agents",
     *,
     everything: Annotated[
@@ -122,7 +124,10 @@ def _agents(what: str, settings: Settings, *, may_be_none: bool) -> list[Agent]:
     from choreo import loader
 
     folder = settings.agents_folder
-    if what not in ("agents", "bindings"):
+    if what not in _WORDS:
+        near = get_close_matches(what, _WORDS, n=1)
+        if near and what not in loader.known(folder):
+            raise options.not_allowed("inspect", what, f"{', '.join(_WORDS)} or an agent; did you mean {near[0]}?")
         return [loader.load(what, folder)]
     if may_be_none and not folder.is_dir():
         out.note(f"choreo: there is no agents folder {folder}; showing what the broker has")

@@ -98,7 +98,12 @@ def _warn_of_password(url: str | None) -> str | None:
 
 Url = Annotated[
     str | None,
-    typer.Option("--url", help="Broker, amqp://user@host:5672/vhost. [env: CHOREO_URL]", callback=_warn_of_password),
+    typer.Option(
+        "--url",
+        metavar="URL",
+        help="Broker, amqp://user@host:5672/vhost. [env: CHOREO_URL]",
+        callback=_warn_of_password,
+    ),
 ]
 LogLevel = Annotated[
     str | None,
@@ -116,7 +121,7 @@ OutputOption = Annotated[
         "-o",
         metavar="text|json|jsonl",
         parser=one_of("--output", Output),
-        help="Data on stdout as a table, JSON or JSON lines.",
+        help="Data on stdout as text, JSON or JSON lines.",
     ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before destroying anything.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")]

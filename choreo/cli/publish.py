@@ -30,7 +30,7 @@ def publish(
     data: Annotated[
         str | None,
         typer.Argument(
-            metavar="[JSON|-|@FILE]",
+            metavar="JSON|-|@FILE",
             help="The event as JSON, or - for stdin, or @FILE. Without it: only what --set says.",
         ),
     ] = None,

@@ -17,6 +17,7 @@ from choreo.errors import ChoreoError, PayloadError, UsageError
 from choreo.operate.payload import Form, too_large
 
 _PATH: Final = re.compile(r"[\w.~/-]+")  # what somebody types who means a file
+_FIELD: Final = re.compile(r"[A-Za-z_][\w.]*=")  # and who means a field
 _IN_MEMORY: Final = 8 * 2**20  # bytes of checked bodies; more of them wait on disk
 
 
@@ -128,6 +129,8 @@ def opened(data: str | None, stdin: BinaryIO | None) -> AbstractContextManager[t
         return nullcontext((stdin, "stdin"))
     if data.startswith("@"):
         return _file(data[1:])
+    if _FIELD.match(data):
+        raise UsageError(f"{data!r:.80} is no JSON", f"nothing was sent; a field is set so: --set {data:.80}")
     if _PATH.fullmatch(data) and not _is_json(data):
         what = "is a file, and no JSON" if Path(data).is_file() else "is neither JSON nor a file"
         raise UsageError(f"{data!r:.80} {what}", f"nothing was sent; a file is said with @: @{data:.80}; stdin is -")

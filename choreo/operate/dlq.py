@@ -140,7 +140,7 @@ class DeadLetterQueue:
         hint = f"did you mean {near[0]}? " if near and near[0] != self.agent else ""
         raise UnknownAgent(
             f"there is no dead-letter queue {self.queue} on this broker",
-            f"{hint}it is made when the agent first runs there; check the name (known here:"
+            f"{hint}the queue is made when the agent first runs there; check the name (known here:"
             f" {', '.join(self._known) or 'none'}), CHOREO_URL and CHOREO_NAMESPACE",
         )
 

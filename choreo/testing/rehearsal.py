@@ -25,7 +25,7 @@ from choreo.testing.faults import NONE, Fates, Faults, Point
 from choreo.testing.loop import VirtualLoop
 from choreo.testing.process import OWN, RESTART, Process, Stage
 from choreo.testing.record import Attempt, E, Emission, Hop, Record, declared, topic_named
-from choreo.testing.scenario import going
+from choreo.testing.scenario import going, onward
 from choreo.topology import Names
 
 BEGIN: Final = datetime(2030, 1, 1, tzinfo=UTC)  # when every rehearsal begins
@@ -88,6 +88,7 @@ class Rehearsal:
                 return runner.run(play())
         except Exception as error:
             self._annotate(error)
+            error.__traceback__ = onward(error.__traceback__)
             raise
 
     async def __aenter__(self) -> Self:

@@ -381,6 +381,7 @@ def test_watch_waits_for_a_broker_that_is_restarted(start_choreo: Start, shop: P
     ("arguments", "code", "says"),
     [
         (("tilt",), 2, "did you mean till?"),
+        (("queue",), 2, "did you mean queues?"),
         (("../../etc/passwd",), 2, "is no name of an agent"),
         (("os:system",), 2, "is a module of Python itself"),
         (("--watch", "--interval", "soon"), 2, "500ms, 30s"),

@@ -321,6 +321,7 @@ BAD = {
     "delay of a month": ((ORDER, "--delay", "30d"), 2, ["--delay '30d' is not allowed", "12d"]),
     "a file without @": (("nofile", "--lines"), 2, ["'nofile' is neither JSON nor a file", "@nofile"]),
     "a file without @ or --lines": (("order.json",), 2, ["'order.json' is neither JSON nor a file", "@order.json"]),
+    "a field without --set": (("order=1001",), 2, ["'order=1001' is no JSON", "--set order=1001"]),
     "empty id": ((ORDER, "--id", ""), 2, ["--id '' is no id"]),
     "long id": ((ORDER, "--correlation-id", "ä" * 128), 2, ["--correlation-id", "255 bytes"]),
     "one id for many": ((ORDER, "--id", "a", "--count", "2"), 2, ["--id is for one event"]),
