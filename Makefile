@@ -1,6 +1,6 @@
 # The same commands for a person and for CI. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup broker demo check test faults bench format lock build clean
+.PHONY: help setup broker demo check test faults bench foreign format lock build clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -34,6 +34,10 @@ faults: broker ## break workers, broker and network on purpose; writes docs/reli
 bench: broker ## choreo beside its peers; writes docs/performance.md; ARGS="hop --rounds 1" for a quick look, ARGS=growth
 	@scripts/bench.sh
 	@.venv-bench/bin/python -m tests.benchmarks $(ARGS)
+
+foreign: broker ## other AMQP clients and workers, from pika to Celery, against the embedded broker and a real node
+	@scripts/bench.sh
+	$(BIN)/pytest tests/foreign $(ARGS)
 
 format: setup ## let ruff lay out the code and mend what it can
 	$(BIN)/ruff format .

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes what `make bench` needs: .venv-bench with choreo and its Python peers, and in .bench/ Node's amqplib and the C
-# program. A peer that cannot be had here is named, and left out.
+# Makes what `make bench` and `make foreign` need: .venv-bench with choreo and its Python peers, and in .bench/ Node's
+# amqplib and the C program. A peer that cannot be had here is named, and left out.
 set -eu
 cd "$(dirname "$0")/.."
 
