@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from decimal import Decimal
 from typing import Any, Final, cast
 
 from choreo import Agent, Event
@@ -27,20 +26,15 @@ from choreo.runtime.delivery import Courier
 from choreo.runtime.window import _Subscription
 from choreo.topology import Names
 from choreo.transport import Consumer, Delivery, Session
-from tests.benchmarks.contenders.order import fields
+from tests.benchmarks.contenders.order import Order, fields
 
 _ORDERS: Final = 512
 _TIMES: Final = 40
 _FRAME_MAX: Final = 131_072
 
 
-class OrderPlaced(Event, topic="bench.placed", external=True):
-    order: str
-    customer: str
-    total: Decimal
-    currency: str
-    items: dict[str, int]
-    note: str
+class OrderPlaced(Event, Order, topic="bench.placed", external=True):
+    pass
 
 
 work = Agent("parts")
