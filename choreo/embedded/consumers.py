@@ -57,10 +57,10 @@ def refuse(held: list[Held], *, requeue: bool, failed: bool) -> None:
 
 def put_back(held: list[Held], together: Callable[[Held], object], *, failed: bool) -> None:
     """Give back deliveries, those that `together` says the same of at once."""
-    for _, group in groupby(held, together):
+    # A queue that is gone may stand here beside another one of its name.
+    for _, group in groupby((each for each in held if not each.queue.gone), together):
         mine = list(group)
-        if not mine[0].queue.gone:
-            mine[0].queue.put_back(mine, failed=failed)
+        mine[0].queue.put_back(mine, failed=failed)
 
 
 def _queue_and_tag(held: Held) -> tuple[str, str]:

@@ -14,7 +14,6 @@ from tests.conformance.broker.steps import drain, fill, queue, take
 Name = Callable[[str], str]
 BOTH = pytest.mark.parametrize("kind", ["classic", "quorum"])
 LEAST = {"x_dead_letter_strategy": "at-least-once", "x_overflow": "reject-publish", "x_queue_type": "quorum"}
-pytestmark = pytest.mark.since(4, 3)
 
 
 def deaths(message: Arrived) -> list[dict[str, Any]]:
@@ -28,6 +27,7 @@ def told(message: Arrived) -> dict[str, Any]:
     return {key: value for key, value in message.headers.items() if key.startswith(("x-first", "x-last"))}
 
 
+@pytest.mark.since(4, 0)
 @pytest.mark.parametrize("how", ["classic", "quorum", "at-least-once"])
 async def test_a_rejected_message_tells_of_its_death(broker: Driver, client: Client, name: Name, how: str) -> None:
     more: dict[str, str] = LEAST if how == "at-least-once" else {"x_queue_type": how}
@@ -70,6 +70,7 @@ async def test_an_expired_message_keeps_its_expiration_in_its_death_only(
     ]
 
 
+@pytest.mark.since(4, 0)
 @BOTH
 async def test_deaths_of_the_same_reason_in_the_same_queue_are_counted(
     broker: Driver, client: Client, name: Name, kind: str
@@ -150,6 +151,7 @@ async def test_the_death_does_not_tell_of_bcc(broker: Driver, client: Client, na
     assert deaths(await take(client, dlq))[0]["routing-keys"] == [q, "cc"]
 
 
+@pytest.mark.since(4, 0)
 async def test_what_a_publisher_says_of_deaths_stays_as_it_is_until_there_is_one(
     broker: Driver, client: Client, name: Name
 ) -> None:
@@ -206,6 +208,7 @@ async def test_the_shorter_of_both_times_counts(broker: Driver, client: Client, 
     assert await drain(client, q) == []
 
 
+@pytest.mark.since(4, 3)
 async def test_at_least_once_waits_for_a_route(broker: Driver, client: Client, name: Name) -> None:
     dlq, q = name("dlq"), name("q")
     await queue(client, q, x_dead_letter_exchange="", x_dead_letter_routing_key=dlq, x_max_length=3, **LEAST)

@@ -1,0 +1,115 @@
+"""Random plans, played on two brokers: whoever takes part sees the same on both.
+
+What the core does is expected of the embedded broker over AMQP, and of a real node. `--model-steps` says how many steps
+are played, `--model-seed` chooses others. A plan that fails is made shorter and printed, and CHOREO_TEST_PLAN plays it
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from itertools import zip_longest
+from random import Random
+from typing import Any
+
+import pytest
+
+from choreo.rabbit.node import Node
+from choreo.server.background import EmbeddedBroker
+from tests.conformance.broker.driver import AmqpDriver, EmbeddedDriver
+from tests.conformance.broker.model import CLASSIC, KINDS, Plan, Play
+
+AT_ONCE = 8  # plans; most of a node's time is waiting
+LIMIT = 100.0  # seconds for a plan
+PAUSES = 0.0, 0.05, 0.15  # seconds after each step
+SHORTENING = 30.0  # seconds for making a plan shorter
+
+Player = Callable[[Plan, list[Any], float], Coroutine[Any, Any, list[Any]]]
+
+
+def player(url: str, patience: float) -> Player:
+    async def play(plan: Plan, expected: list[Any], pause: float) -> list[Any]:
+        driver = AmqpDriver(url, pause=0)
+        try:
+            return await Play(plan, driver, expected, patience, pause).run()
+        finally:
+            await driver.close()
+
+    return play
+
+
+async def difference(plan: Plan, play: Player, pauses: Sequence[float]) -> str:
+    """Say where they differ, if they do whatever the pause: what takes a node time it may do in another order."""
+    expected = await Play(plan, EmbeddedDriver()).run()
+    seen: list[Any] = []
+    for pause in pauses:
+        async with asyncio.timeout(LIMIT):
+            seen = await play(plan, expected, pause)
+        if seen == expected:
+            return ""
+    pairs = enumerate(zip_longest(expected, seen), start=1)
+    at, core, other = next((at, core, other) for at, (core, other) in pairs if core != other)
+    return f"after step {at}\n  core:  {core}\n  other: {other}"
+
+
+async def shortened(plan: Plan, play: Player, pauses: Sequence[float]) -> Plan:
+    """Leave out whatever steps the difference does not need, as long as there is time."""
+    end = time.monotonic() + SHORTENING
+    at = len(plan.steps)
+    while (at := at - 1) >= 0 and time.monotonic() < end:
+        shorter = plan._replace(steps=plan.steps[:at] + plan.steps[at + 1 :])
+        if await difference(shorter, play, pauses):
+            plan = shorter
+            at = min(at, len(plan.steps))
+    return plan
+
+
+async def compare(plans: Iterator[Plan], play: Player, pauses: Sequence[float]) -> None:
+    """Play all plans, several at once; fail with the first one that differs."""
+
+    async def work() -> None:
+        for plan in plans:
+            if await difference(plan, play, pauses):
+                short = await shortened(plan, play, pauses[-1:])
+                found = await difference(short, play, pauses[-1:])
+                again = f"CHOREO_TEST_PLAN='{short.dumps()}' pytest tests/conformance/broker/test_model.py"
+                pytest.fail(f"{found}\nplay it again:\n  {again}", pytrace=False)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(AT_ONCE):
+            tasks.create_task(work())
+
+
+Plans = Callable[[Sequence[str], Sequence[str]], Iterator[Plan]]
+
+
+@pytest.fixture
+def plans(request: pytest.FixtureRequest) -> Plans:
+    """Makes plans with one of these kinds of queue, and with one of these for dead letters."""
+
+    def made(kinds: Sequence[str], dead: Sequence[str]) -> Iterator[Plan]:
+        if given := os.environ.get("CHOREO_TEST_PLAN"):
+            yield Plan.loads(given)
+            return
+        random, left = Random(request.config.getoption("--model-seed")), request.config.getoption("--model-steps")
+        while left > 0:
+            yield (plan := Plan.random(random, kinds, dead))
+            left -= len(plan.steps)
+
+    return made
+
+
+@pytest.mark.timeout(0)  # see LIMIT
+async def test_over_amqp_clients_see_what_the_core_does(served: EmbeddedBroker, plans: Plans) -> None:
+    await compare(plans([*KINDS], ["classic", "quorum"]), player(served.url, 2.0), PAUSES[:1])
+
+
+@pytest.mark.timeout(0)  # see LIMIT
+@pytest.mark.real_node("RabbitMQ to be compared with")
+async def test_rabbitmq_clients_see_what_the_core_does(node: Node, plans: Plans) -> None:
+    newest = tuple(map(int, node.version.split("."))) >= (4, 3)
+    kinds, dead = ([*KINDS], ["classic", "quorum"]) if newest else ([*CLASSIC], ["classic"])
+    await compare(plans(kinds, dead), player(node.url, 1.0), PAUSES)
