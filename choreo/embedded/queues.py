@@ -247,11 +247,12 @@ class Queue:
         if self.line and self._turns.waiting:
             self.dispatch()
 
-    def reject(self, entry: Entry, consumer: Consumer, *, failed: bool) -> None:
-        """Dead-letter a message; `failed` counts as a failed delivery."""
-        entry.failures += failed
-        self._drop(entry, "rejected")
-        self._release(consumer)
+    def reject(self, held: Iterable[Held], *, failed: bool) -> None:
+        """Dead-letter messages, all of them before anybody gets another one; `failed` counts as failed deliveries."""
+        for each in sorted(held, key=lambda each: self.line.rank(each.entry)):
+            each.entry.failures += failed
+            self._drop(each.entry, "rejected")
+            self._release(each.consumer)
         self.dispatch()
 
     def put_back(self, held: Iterable[Held], *, failed: bool) -> None:

@@ -110,7 +110,7 @@ class Desk:
 
 @dataclass
 class Play:
-    """A plan under way at a broker. `pause`: seconds after each step.
+    """A plan under way at a broker. `pause`: seconds after each step. `newest`: all is compared that 4.3 does.
 
     `expected`: what was seen elsewhere; a broker of which it is known is waited for, for up to `patience` seconds,
     until it has come to the same.
@@ -121,6 +121,7 @@ class Play:
     expected: list[Any] | None = None
     patience: float = 0.0
     pause: float = 0.0
+    newest: bool = True
     seen: list[Any] = field(default_factory=list)
     desks: list[Desk] = field(default_factory=list)
     published: int = 0
@@ -137,10 +138,10 @@ class Play:
             for step in self.plan.steps:
                 if not await self._look(step.do, await self._try(step)):
                     return self.seen
-            for desk in self.desks:
-                await desk.client.close()
-            self.desks.clear()
-            await self._look("closed", None)
+            while self.desks:
+                await self.desks.pop().client.close()
+                if not await self._look("closed", None):
+                    return self.seen
             await self._drain()
         finally:
             await self.main.call("queue_delete", self.queue)
@@ -209,7 +210,9 @@ class Play:
         where = self._named(got.exchange), self._named(got.routing_key)
         # What a quorum queue says to be left has some in it that are expired.
         left = None if self.plan.kind in QUORUM else got.left
-        return got.body, got.tag, got.redelivered, left, got.properties["priority"], *where, counts, deaths
+        # A dead letter is redelivered from the start, since 4.3, if it was so where it died.
+        again = got.redelivered if self.newest or not deaths else None
+        return got.body, got.tag, again, left, got.properties["priority"], *where, counts, deaths
 
     # -- deeds: what a publisher does -----------------------------------------------------------------------------
 
@@ -235,11 +238,11 @@ class Play:
 
     async def _bind(self, step: Step) -> None:
         key = f"k{step.which % 3}" if step.how < 6 else "*"
-        await self.main.call("queue_bind", self.queue if step.where < 6 else self.dead, self.exchange, key)
+        await self.main.call("queue_bind", self.queue, self.exchange, key)
 
     async def _unbind(self, step: Step) -> None:
         key = f"k{step.which % 3}" if step.how < 6 else "*"
-        await self.main.call("queue_unbind", self.queue if step.where < 6 else self.dead, self.exchange, key)
+        await self.main.call("queue_unbind", self.queue, self.exchange, key)
 
     # -- deeds: what a consumer does ------------------------------------------------------------------------------
 
@@ -255,7 +258,10 @@ class Play:
         desk = await self._desk(step, new=True)
         desk.no_ack = step.how == 7
         await desk.client.call("qos", 1 + step.which % 4)
-        arguments = {"x-priority": step.which} if step.how < 3 else {}
+        # In 4.3 a quorum queue's single active consumer that goes while one of higher priority waits, or after that one
+        # has gone, may leave messages behind that nobody gets: nothing to compare with.
+        ranked = step.how < 3 and self.plan.kind != "quorum, one by one"
+        arguments = {"x-priority": step.which} if ranked else {}
         desk.inbox = await desk.client.consume(self.queue, consumer_tag="t", no_ack=desk.no_ack, arguments=arguments)
 
     async def _get(self, step: Step) -> object:

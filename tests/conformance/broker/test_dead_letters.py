@@ -235,6 +235,37 @@ async def test_what_is_too_much_for_a_classic_queue_is_dead_lettered(
     assert (dead.body, dead.headers["x-death"][0]["reason"]) == ("a" if overflow == "drop-head" else "c", "maxlen")
 
 
+async def test_of_several_rejected_at_once_those_of_higher_priority_die_first(
+    broker: Driver, client: Client, name: Name
+) -> None:
+    dlq = await queue(client, name("dlq"))
+    q = await queue(client, name("q"), x_max_priority=3, x_dead_letter_exchange="", x_dead_letter_routing_key=dlq)
+    got = []
+    for body, priority in (("low", None), ("high", 2), ("also low", 0)):
+        await client.publish(body, key=q, priority=priority)
+        got.append(await take(client, q))
+    await client.call("nack", got[-1].tag, multiple=True, requeue=False)
+    await broker.rest()
+    assert await drain(client, dlq) == ["high", "low", "also low"]
+
+
+@BOTH
+async def test_several_rejected_at_once_die_before_the_queue_goes_on(
+    broker: Driver, client: Client, name: Name, kind: str
+) -> None:
+    dlq = await queue(client, name("dlq"))
+    q = await queue(client, name("q"), x_queue_type=kind, x_dead_letter_exchange="", x_dead_letter_routing_key=dlq)
+    await client.call("qos", 2)
+    await fill(client, q, *"ab")
+    inbox = await client.consume(q)
+    await fill(client, q, "c")
+    await client.publish("expired", key=q, expiration="20")
+    await broker.wait(0.3)
+    await client.call("nack", inbox.got[1].tag, multiple=True, requeue=False)
+    await broker.rest()
+    assert await drain(client, dlq) == ["a", "b", "expired"]
+
+
 async def test_drop_head_at_a_quorum_queue(broker: Driver, client: Client, name: Name) -> None:
     q = await queue(client, name("q"), x_queue_type="quorum", x_max_length=2)
     await fill(client, q, *"abcd")

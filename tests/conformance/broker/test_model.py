@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from random import Random
 from typing import Any
@@ -27,54 +28,54 @@ LIMIT = 100.0  # seconds for a plan
 PAUSES = 0.0, 0.05, 0.15  # seconds after each step
 SHORTENING = 30.0  # seconds for making a plan shorter
 
-Player = Callable[[Plan, list[Any], float], Coroutine[Any, Any, list[Any]]]
+
+@dataclass(frozen=True)
+class Other:
+    """A broker that is compared with the core; for `patience` and `newest` see Play."""
+
+    url: str
+    patience: float
+    pauses: Sequence[float] = PAUSES
+    newest: bool = True
+
+    async def difference(self, plan: Plan) -> str:
+        """Say where they differ, if they do whatever the pause: what takes time may be done in another order."""
+        expected = await Play(plan, EmbeddedDriver(), newest=self.newest).run()
+        seen: list[Any] = []
+        for pause in self.pauses:
+            driver = AmqpDriver(self.url, pause=0)
+            try:
+                async with asyncio.timeout(LIMIT):
+                    seen = await Play(plan, driver, expected, self.patience, pause, self.newest).run()
+            finally:
+                await driver.close()
+            if seen == expected:
+                return ""
+        pairs = enumerate(zip_longest(expected, seen), start=1)
+        at, core, other = next((at, core, other) for at, (core, other) in pairs if core != other)
+        return f"after step {at}\n  core:  {core}\n  other: {other}"
 
 
-def player(url: str, patience: float) -> Player:
-    async def play(plan: Plan, expected: list[Any], pause: float) -> list[Any]:
-        driver = AmqpDriver(url, pause=0)
-        try:
-            return await Play(plan, driver, expected, patience, pause).run()
-        finally:
-            await driver.close()
-
-    return play
-
-
-async def difference(plan: Plan, play: Player, pauses: Sequence[float]) -> str:
-    """Say where they differ, if they do whatever the pause: what takes a node time it may do in another order."""
-    expected = await Play(plan, EmbeddedDriver()).run()
-    seen: list[Any] = []
-    for pause in pauses:
-        async with asyncio.timeout(LIMIT):
-            seen = await play(plan, expected, pause)
-        if seen == expected:
-            return ""
-    pairs = enumerate(zip_longest(expected, seen), start=1)
-    at, core, other = next((at, core, other) for at, (core, other) in pairs if core != other)
-    return f"after step {at}\n  core:  {core}\n  other: {other}"
-
-
-async def shortened(plan: Plan, play: Player, pauses: Sequence[float]) -> Plan:
-    """Leave out whatever steps the difference does not need, as long as there is time."""
-    end = time.monotonic() + SHORTENING
-    at = len(plan.steps)
-    while (at := at - 1) >= 0 and time.monotonic() < end:
-        shorter = plan._replace(steps=plan.steps[:at] + plan.steps[at + 1 :])
-        if await difference(shorter, play, pauses):
-            plan = shorter
-            at = min(at, len(plan.steps))
+async def shortened(plan: Plan, other: Other) -> Plan:
+    """Leave out whatever steps the difference does not need, many at once first, as long as there is time."""
+    end, size = time.monotonic() + SHORTENING, len(plan.steps)
+    while (size := size // 2) and time.monotonic() < end:
+        at = len(plan.steps)
+        while (at := at - size) > -size and time.monotonic() < end:
+            shorter = plan._replace(steps=plan.steps[: max(at, 0)] + plan.steps[at + size :])
+            if await other.difference(shorter):
+                plan = shorter
     return plan
 
 
-async def compare(plans: Iterator[Plan], play: Player, pauses: Sequence[float]) -> None:
+async def compare(plans: Iterator[Plan], other: Other) -> None:
     """Play all plans, several at once; fail with the first one that differs."""
 
     async def work() -> None:
         for plan in plans:
-            if await difference(plan, play, pauses):
-                short = await shortened(plan, play, pauses[-1:])
-                found = await difference(short, play, pauses[-1:])
+            if await other.difference(plan):
+                short = await shortened(plan, other)
+                found = await other.difference(short)
                 again = f"CHOREO_TEST_PLAN='{short.dumps()}' pytest tests/conformance/broker/test_model.py"
                 pytest.fail(f"{found}\nplay it again:\n  {again}", pytrace=False)
 
@@ -104,7 +105,7 @@ def plans(request: pytest.FixtureRequest) -> Plans:
 
 @pytest.mark.timeout(0)  # see LIMIT
 async def test_over_amqp_clients_see_what_the_core_does(served: EmbeddedBroker, plans: Plans) -> None:
-    await compare(plans([*KINDS], ["classic", "quorum"]), player(served.url, 2.0), PAUSES[:1])
+    await compare(plans([*KINDS], ["classic", "quorum"]), Other(served.url, 2.0, PAUSES[:1]))
 
 
 @pytest.mark.timeout(0)  # see LIMIT
@@ -112,4 +113,4 @@ async def test_over_amqp_clients_see_what_the_core_does(served: EmbeddedBroker, 
 async def test_rabbitmq_clients_see_what_the_core_does(node: Node, plans: Plans) -> None:
     newest = tuple(map(int, node.version.split("."))) >= (4, 3)
     kinds, dead = ([*KINDS], ["classic", "quorum"]) if newest else ([*CLASSIC], ["classic"])
-    await compare(plans(kinds, dead), player(node.url, 1.0), PAUSES)
+    await compare(plans(kinds, dead), Other(node.url, 1.0, newest=newest))
