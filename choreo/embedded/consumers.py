@@ -59,8 +59,10 @@ def in_groups(held: Iterable[Held], together: Callable[[Held], object]) -> Itera
         yield list(group)
 
 
-def _queue_and_tag(held: Held) -> tuple[str, str]:
-    return held.queue.name, held.consumer.tag
+def _queue_and_tag(held: Held) -> tuple[str, str, tuple[int, int]]:
+    # Each basic.get is a consumer of its own, with the empty tag; one that comes back under its tag is the same.
+    tag = held.consumer.tag
+    return held.queue.name, tag, held.consumer.order if not tag else (0, 0)
 
 
 class Turns:

@@ -240,13 +240,25 @@ async def test_of_several_rejected_at_once_those_of_higher_priority_die_first(
 ) -> None:
     dlq = await queue(client, name("dlq"))
     q = await queue(client, name("q"), x_max_priority=3, x_dead_letter_exchange="", x_dead_letter_routing_key=dlq)
+    inbox = await client.consume(q)
+    for body, priority in (("low", None), ("high", 2), ("also low", 0)):
+        await client.publish(body, key=q, priority=priority)
+        await broker.rest()
+    await client.call("nack", inbox.got[-1].tag, multiple=True, requeue=False)
+    await broker.rest()
+    assert await drain(client, dlq) == ["high", "low", "also low"]
+
+
+async def test_of_several_that_were_got_the_first_dies_first(broker: Driver, client: Client, name: Name) -> None:
+    dlq = await queue(client, name("dlq"))
+    q = await queue(client, name("q"), x_max_priority=3, x_dead_letter_exchange="", x_dead_letter_routing_key=dlq)
     got = []
     for body, priority in (("low", None), ("high", 2), ("also low", 0)):
         await client.publish(body, key=q, priority=priority)
         got.append(await take(client, q))
     await client.call("nack", got[-1].tag, multiple=True, requeue=False)
     await broker.rest()
-    assert await drain(client, dlq) == ["high", "low", "also low"]
+    assert await drain(client, dlq) == ["low", "high", "also low"]
 
 
 @BOTH
