@@ -315,9 +315,13 @@ class Queue:
             self._turns.join(consumer)
 
     def _elect(self) -> None:
-        """Choose the single active consumer: the first one of the highest priority, when there is none."""
+        """Choose the single active consumer, when there is none: who takes precedence, or else came first."""
         if self.terms.single_active and (self._active is None or self._active.cancelled):
-            self._activate(max(self.consumers, key=lambda each: each.priority, default=None))
+            self._activate(max(self.consumers, key=self._precedence, default=None))
+
+    def _precedence(self, consumer: Consumer) -> tuple[float, ...]:
+        """Return what is compared to choose the single active consumer; the highest is chosen."""
+        return (consumer.priority,)
 
     def _activate(self, consumer: Consumer | None) -> None:
         self._active = consumer

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, NamedTuple
@@ -32,6 +31,7 @@ QUORUM: Final = {
     "quorum, one by one": _QUORUM | {"x-single-active-consumer": True},
 }
 KINDS: Final = CLASSIC | QUORUM
+DEAD: Final = "classic", "quorum"
 EXCHANGES: Final = ("direct", "fanout", "topic")
 DEEDS: Final = (
     # How often each stands here is how often it is done.
@@ -78,10 +78,10 @@ class Plan(NamedTuple):
     steps: list[Step]
 
     @classmethod
-    def random(cls, random: Random, kinds: Sequence[str], dead: Sequence[str]) -> Plan:
+    def random(cls, random: Random) -> Plan:
         """Return what `random` makes up."""
         steps = [Step(random.choice(DEEDS), *random.choices(range(8), k=3)) for _ in range(random.randint(*LENGTHS))]
-        return cls(random.choice(kinds), random.choice(dead), random.choice(EXCHANGES), steps)
+        return cls(random.choice([*KINDS]), random.choice(DEAD), random.choice(EXCHANGES), steps)
 
     def dumps(self) -> str:
         """Return it as one line."""
@@ -110,7 +110,7 @@ class Desk:
 
 @dataclass
 class Play:
-    """A plan under way at a broker. `pause`: seconds after each step. `newest`: all is compared that 4.3 does.
+    """A plan under way at a broker. `pause`: seconds after each step.
 
     `expected`: what was seen elsewhere; a broker of which it is known is waited for, for up to `patience` seconds,
     until it has come to the same.
@@ -121,7 +121,6 @@ class Play:
     expected: list[Any] | None = None
     patience: float = 0.0
     pause: float = 0.0
-    newest: bool = True
     seen: list[Any] = field(default_factory=list)
     desks: list[Desk] = field(default_factory=list)
     published: int = 0
@@ -210,9 +209,7 @@ class Play:
         where = self._named(got.exchange), self._named(got.routing_key)
         # What a quorum queue says to be left has some in it that are expired.
         left = None if self.plan.kind in QUORUM else got.left
-        # A dead letter is redelivered from the start, since 4.3, if it was so where it died.
-        again = got.redelivered if self.newest or not deaths else None
-        return got.body, got.tag, again, left, got.properties["priority"], *where, counts, deaths
+        return got.body, got.tag, got.redelivered, left, got.properties["priority"], *where, counts, deaths
 
     # -- deeds: what a publisher does -----------------------------------------------------------------------------
 

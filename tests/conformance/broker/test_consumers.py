@@ -212,6 +212,27 @@ async def test_a_single_active_consumer_that_has_to_go_gets_no_more(broker: Driv
     assert (low.bodies, high.bodies) == (["a", "b"], ["c", "d"])
 
 
+@pytest.mark.since(4, 0)
+@BOTH
+async def test_of_those_that_wait_to_be_the_single_active_one_a_quorum_queue_takes_the_highest_prefetch(
+    broker: Driver, client: Client, name: Name, kind: str
+) -> None:
+    q = await queue(client, name("q"), x_queue_type=kind, x_single_active_consumer=True)
+    clients, inboxes = [], []
+    for prefetch in (3, 1, 2, 2, 4):
+        clients.append(await broker.client())
+        await clients[-1].call("qos", prefetch)
+        inboxes.append(await clients[-1].consume(q))
+        await broker.rest()
+    await fill(client, q, "a")
+    order = []
+    for _ in clients:
+        await broker.rest()
+        order.append(next(at for at, inbox in enumerate(inboxes) if inbox.got and at not in order))
+        await clients[order[-1]].close()
+    assert order == ([0, 4, 2, 3, 1] if kind == "quorum" else [0, 1, 2, 3, 4])
+
+
 async def test_an_exclusive_consumer_is_alone(broker: Driver, client: Client, name: Name) -> None:
     q = await queue(client, name("q"))
     await client.consume(q, exclusive=True)
