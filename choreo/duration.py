@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 
+FORMS = "500ms, 30s, 5m, 2h, 1d, 1h30m or a number of seconds"
+
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
@@ -58,6 +60,4 @@ def _parse(value: str) -> float:
 
 
 def _wrong(value: object) -> ValueError:
-    return ValueError(
-        f"{value!r} is not a length of time; write it as 500ms, 30s, 5m, 2h, 1d, 1h30m or a number of seconds"
-    )
+    return ValueError(f"{value!r} is not a length of time; write it as {FORMS}")

@@ -23,6 +23,7 @@ ChoreoError                     1   exit code of a command that ends with it
 │   ├── ReactionTimeout        75   a reaction ran longer than its `timeout` (also a TimeoutError)
 │   ├── NothingLeft            75   in virtual time: what is awaited cannot come any more
 │   └── NotSettled             75   in a rehearsal: something still waits at its end (also an AssertionError)
+├── FaultUnused                 1   in a rehearsal: what was ordered to go wrong never did (also an AssertionError)
 ├── ScheduleFailed              1   a scenario fails on one of its schedules (also an AssertionError)
 └── PartlyDone                  3   some of many were done; the message says which were not
 """
@@ -154,6 +155,10 @@ class NothingLeft(DeadlinePassed):
 
 class NotSettled(DeadlinePassed, AssertionError):
     """In a rehearsal: something still waits after all the time that it was given."""
+
+
+class FaultUnused(ChoreoError, AssertionError):
+    """In a rehearsal: something that was ordered to go wrong never did, so the test has not shown what it says."""
 
 
 class ScheduleFailed(ChoreoError, AssertionError):

@@ -81,7 +81,40 @@ def load_all(folder: Path) -> list[Agent]:
 
 def known(folder: Path) -> list[str]:
     """Return the sorted names of the agents in `folder` and of the installed ones, without importing any."""
-    return sorted({name for name, _ in _declared(folder)} | {point.name for point in entry_points(group=GROUP)})
+    return sorted({*declared(folder)} | {point.name for point in entry_points(group=GROUP)})
+
+
+def declared(folder: Path) -> list[str]:
+    """Return the sorted names of the agents in `folder`, without importing any."""
+    return sorted({name for name, _ in _declared(folder)})
+
+
+def require(name: str, folder: Path) -> None:
+    """Raise InvalidName or UnknownAgent when there is nothing that could hold the agent `name`; imports nothing."""
+    _check(name)
+    if ":" not in name and not (folder / f"{_stem(name)}.py").is_file() and name not in known(folder):
+        raise _unknown(name, folder.absolute())
+
+
+def without_agent(folder: Path) -> list[str]:
+    """Return the sorted names of the files in `folder` that `load_all` leaves alone: they declare no agent."""
+    agents = {file.name for _, file in _declared(folder)}
+    return [file.name for file in _files(folder) if file.name not in agents and not file.name.startswith("_")]
+
+
+def forgotten(folder: Path) -> list[str]:
+    """Return those `without_agent` that seem to be an agent's all the same: one in a function, or its reactions."""
+    return [name for name in without_agent(folder) if _seems_an_agent(ast.parse((folder / name).read_bytes()))]
+
+
+def nobody(folder: Path) -> ConfigurationError:
+    """Return the error that says that no agent is in `folder`, and which files of it declare none."""
+    others = without_agent(folder)
+    which = f": none is declared in {', '.join(others)}" if others else ""
+    return ConfigurationError(
+        f"there is no agent in {folder}{which}",
+        f'write one: agent = Agent("name") at the top level of name.py there; or {_OTHER_FOLDER}',
+    )
 
 
 def _check(name: str) -> None:
@@ -260,9 +293,7 @@ def _declared(folder: Path) -> Iterator[tuple[str, Path]]:
 
     A file that cannot be read as Python may be one: it is listed under its own name; importing it tells why.
     """
-    for file in sorted(folder.glob("[!.]*.py")):
-        if not file.is_file():
-            continue
+    for file in _files(folder):
         try:
             with warnings.catch_warnings(action="ignore"):
                 tree = ast.parse(file.read_bytes())
@@ -272,6 +303,10 @@ def _declared(folder: Path) -> Iterator[tuple[str, Path]]:
             continue
         for name in _assigned(tree):
             yield name or file.stem, file
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.glob("[!.]*.py")) if file.is_file()]
 
 
 def _assigned(tree: ast.Module) -> Iterator[str | None]:
@@ -286,6 +321,14 @@ def _assigned(tree: ast.Module) -> Iterator[str | None]:
         given = [*call.args[:1], *(each.value for each in call.keywords if each.arg == "name")]
         name = given[0].value if given and isinstance(given[0], ast.Constant) else None
         yield name if isinstance(name, str) else None
+
+
+def _seems_an_agent(tree: ast.Module) -> bool:
+    ways = _ways_to_agent(tree)
+    calls = (ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call))
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    decorators = (ast.unparse(each) for function in functions for each in function.decorator_list)
+    return any(call in ways for call in calls) or any(re.match(r"\w+\.on\b", each) for each in decorators)
 
 
 def _ways_to_agent(tree: ast.Module) -> set[str]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import difflib
 import os.path
 import re
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -34,9 +33,12 @@ from pydantic_settings import (
 
 from choreo import beacon, duration
 from choreo.broker_url import BrokerUrl
-from choreo.errors import ConfigurationError
+from choreo.errors import ChoreoError, ConfigurationError, InvalidUrl, UsageError
+from choreo.project import Project, find
 
 PREFIX: Final = "CHOREO_"
+_OPTION: Final = "--"  # begins what was said on the command line
+_ALIKE: Final = 0.7  # of 1: a variable so much like a setting's is probably meant for choreo
 MAX_PASSWORD: Final = 4096  # bytes of a password file
 
 
@@ -66,7 +68,7 @@ def _lower(value: object) -> object:
 _Number = Annotated[int, BeforeValidator(_not_true)]
 _PathOf = Annotated[Path, BeforeValidator(_not_empty)]
 _Seconds = Annotated[float, BeforeValidator(duration.seconds)]
-_LENGTH: Final = "a length of time: 500ms, 30s, 5m, 1h30m or a number of seconds"
+_LENGTH: Final = f"a length of time: {duration.FORMS}"
 _MANAGEMENT_URL: Final = r"^https?://[^\s/?#]+(/[^\s?#]*)?$"
 
 
@@ -120,7 +122,9 @@ class Settings(BaseSettings):
         _Allowed("debug, info, warning, error or critical"),
     ] = "info"
     log_format: Annotated[
-        Literal["auto", "pretty", "json"], BeforeValidator(_lower), _Allowed("auto, pretty or json")
+        Literal["auto", "pretty", "json", "compact"],
+        BeforeValidator(_lower),
+        _Allowed("auto, pretty, json or compact"),
     ] = "auto"
     health_host: Annotated[str, StringConstraints(min_length=1), _Allowed("a host name or an address")] = "127.0.0.1"
     health_port: Annotated[
@@ -138,6 +142,7 @@ class Settings(BaseSettings):
     _root: Path = PrivateAttr(default_factory=Path.cwd)
     _names: Mapping[str, str] = PrivateAttr(default_factory=dict)
     _found: beacon.Found | None = PrivateAttr(default=None)
+    _doubts: tuple[str, ...] = PrivateAttr(default=())
 
     @classmethod
     def settings_customise_sources(
@@ -166,6 +171,11 @@ class Settings(BaseSettings):
     def found(self) -> beacon.Found | None:
         """The broker of `choreo dev` that `url` is, because none was named; None when one was, or none runs."""
         return self._found
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Sentences about CHOREO_* variables that are no setting and look like one."""
+        return self._doubts
 
     def name_of(self, setting: str) -> str:
         """Return `setting` as it was written: CHOREO_AGENTS, or [tool.choreo] agents in /a/pyproject.toml."""
@@ -210,11 +220,31 @@ def load(**given: Any) -> Settings:
     """Read `given` (None counts as not given), variables, `.env` files and [tool.choreo]; the first one wins.
 
     `.env` is looked for in the working folder, then in the project's. Empty variables count as not given. A
-    variable one letter away from a setting is refused, other CHOREO_* are left to their owners. Raises
+    variable one letter away from a setting is refused, one that is like a setting is among the `doubts`, other CHOREO_*
+    are left to their owners. Raises
     ConfigurationError that names the setting as it was written, its value unless secret, and what is allowed.
     """
-    project = _find_project()
-    sources = [_arguments(given), _variables(), *_env_files(project), _table(project)]
+    return _read(_Source(_given(given)))
+
+
+def from_command_line(**options: Any) -> Settings:
+    """Read as `load` does; a wrong value of one of the `options` is a UsageError that names it, such as --drain."""
+    settings = _read(_Source(_given(options), before=_OPTION, equals=" "))
+    if options.get("url") is not None:
+        try:
+            BrokerUrl.parse_all(options["url"], name="--url")
+        except InvalidUrl as error:
+            raise UsageError(error.message, error.way_out) from None
+    return settings
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
+def _read(given: _Source) -> Settings:
+    project = find()
+    sources = [_known(given), _variables(), *_env_files(project), _table(project)]
     found = None if any("url" in source.values for source in sources) else beacon.find(project.root)
     if found is not None:
         sources.append(_Source({"url": found.url}, after=f" in {project.root / beacon.FOLDER}"))
@@ -231,6 +261,7 @@ def load(**given: Any) -> Settings:
         settings._root = project.root  # noqa: SLF001  # they are set here and nowhere else
         settings._found = found  # noqa: SLF001
         settings._names = {key: source.name(key) for key, source in said_by.items()}  # noqa: SLF001
+        settings._doubts = tuple(doubt for source in sources for doubt in source.doubts)  # noqa: SLF001
         return settings
     # Outside of the block above: pydantic's error holds all values, and a chained error may be printed too.
     raise _not_allowed(said_by[wrong], wrong)
@@ -244,26 +275,24 @@ class _Source:
     before: str = ""
     equals: str = "="
     after: str = ""
+    doubts: tuple[str, ...] = ()
 
     def name(self, key: str, value: str = "") -> str:
-        shown = key.upper() if self.before == PREFIX else key
+        shown = key.upper() if self.before == PREFIX else key.replace("_", "-") if self.before == _OPTION else key
         return f"{self.before}{shown}{self.equals + value if value else ''}{self.after}"
 
 
-def _not_allowed(source: _Source, key: str) -> ConfigurationError:
+def _not_allowed(source: _Source, key: str) -> ChoreoError:
     field = Settings.model_fields[key]
     # What was given as the path of a password file may be the password itself.
     secret = "SecretStr" in str(field.annotation) or key == "password_file"
     value = "***" if secret else repr(source.values[key])[:80]
     allowed = next(each.text for each in field.metadata if isinstance(each, _Allowed))
-    return ConfigurationError(f"{source.name(key, value)} is not allowed", f"allowed: {allowed}")
+    kind = UsageError if source.before == _OPTION else ConfigurationError
+    return kind(f"{source.name(key, value)} is not allowed", f"allowed: {allowed}")
 
 
-def _arguments(given: Mapping[str, Any]) -> _Source:
-    return _known(_Source({key: value for key, value in given.items() if value is not None}))
-
-
-def _table(project: _Project) -> _Source:
+def _table(project: Project) -> _Source:
     return _known(_Source(project.table, before="[tool.choreo] ", equals=" = ", after=f" in {project.file}"))
 
 
@@ -283,7 +312,7 @@ def _variables() -> _Source:
     return _prefixed(EnvSettingsSource(Settings).env_vars, "")
 
 
-def _env_files(project: _Project) -> list[_Source]:
+def _env_files(project: Project) -> list[_Source]:
     paths = dict.fromkeys((project.cwd / ".env", project.root / ".env"))
     return [_env_file(path) for path in paths]
 
@@ -318,11 +347,14 @@ def _prefixed(variables: Mapping[str, str | None], after: str) -> _Source:
         if name.startswith(prefix) and value is not None
     }
     source = _Source({key: value for key, value in found.items() if key in Settings.model_fields}, PREFIX, after=after)
-    for key in found.keys() - source.values.keys():
+    doubts: list[str] = []
+    for key in sorted(found.keys() - source.values.keys()):
         near = next((field for field in Settings.model_fields if _one_slip(key, field)), None)
         if near:
             raise ConfigurationError(f"{source.name(key)} is no setting", f"did you mean {PREFIX}{near.upper()}?")
-    return source
+        like = difflib.get_close_matches(key, Settings.model_fields, n=1, cutoff=_ALIKE)
+        doubts += [f"{source.name(key)} is no setting; did you mean {PREFIX}{each.upper()}?" for each in like]
+    return replace(source, doubts=tuple(doubts))
 
 
 def _one_slip(written: str, meant: str) -> bool:
@@ -332,47 +364,3 @@ def _one_slip(written: str, meant: str) -> bool:
     while written and meant and written[-1] == meant[-1]:
         written, meant = written[:-1], meant[:-1]
     return max(len(written), len(meant)) <= 1 or (len(written) == 2 and written == meant[::-1])
-
-
-@dataclass(frozen=True, slots=True)
-class _Project:
-    """Where choreo was started, and the project that this folder belongs to."""
-
-    cwd: Path
-    root: Path
-    file: Path | None
-    table: Mapping[str, Any]
-
-
-def _find_project() -> _Project:
-    """Return the nearest project upward with [tool.choreo], else the nearest one, else the working folder."""
-    try:
-        cwd = Path.cwd()
-    except OSError:
-        raise ConfigurationError("the working folder does not exist any more", "change to another one") from None
-    nearest = None
-    for folder in (cwd, *cwd.parents):
-        file = folder / "pyproject.toml"
-        tool = _tool(file)
-        if tool is not None and "choreo" in tool:
-            table = tool["choreo"]
-            if not isinstance(table, dict):
-                raise ConfigurationError(f"tool.choreo in {file} is no table", "write [tool.choreo] above its settings")
-            return _Project(cwd, folder, file, table)
-        if tool is not None and nearest is None:
-            nearest = folder
-    return _Project(cwd, nearest or cwd, None, {})
-
-
-def _tool(file: Path) -> Mapping[str, Any] | None:
-    """Return the [tool] table of a pyproject.toml, or None when there is no such file."""
-    try:
-        with file.open("rb") as opened:
-            tool = tomllib.load(opened).get("tool", {})
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
-    except OSError as error:
-        raise ConfigurationError(f"{file} cannot be read: {error.strerror}", "mend its permissions") from None
-    except ValueError as error:  # TOMLDecodeError names the line; bytes that are no UTF-8 end here as well
-        raise ConfigurationError(f"{file} is no valid TOML: {error}", "mend that line") from None
-    return tool if isinstance(tool, dict) else {}

@@ -83,7 +83,7 @@ def perform(console: Console, kind: Kind | None, *, keep: bool) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="choreo-demo-")))
         everyone = [*load_all(load().agents_folder), watching]
         broker = stack.enter_context(opened(kind, everyone))
-        console.print(f"broker   {broker.text}", soft_wrap=True)
+        console.print("broker   " + broker.text.replace("\n", "\n         "), soft_wrap=True)
         options = ["--reload"] if reloading else []
         processes = stack.enter_context(Processes(folder, broker.environment, *options))
         stack.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)  # the end takes a moment, and is not cut short

@@ -40,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("faults")
     group.addoption("--faults", choices=("short", "full", "long"), default="short", help="how often each fault happens")
     group.addoption("--faults-report", type=Path, help="write the table to this Markdown file")
+    group = parser.getgroup("embedded broker")
+    group.addoption("--model-steps", type=int, default=10_000, help="how many random steps brokers are compared in")
+    group.addoption("--model-seed", type=int, default=0, help="which ones")
 
 
 def release(server: Path) -> str:

@@ -5,17 +5,13 @@ Rooms below are imported inside the commands, so that `choreo --help` does not w
 
 from __future__ import annotations
 
-import importlib
 import io
 import os
 import sys
-import traceback
-from pathlib import Path
 
 import typer
 
-import choreo
-from choreo.cli import bench, check, dev, dlq, graph, inspect, publish, run
+from choreo.cli import bench, check, complaints, dev, dlq, graph, inspect, publish, run
 from choreo.errors import ChoreoError, ConfigurationError
 
 app = typer.Typer(
@@ -38,6 +34,9 @@ app.command("graph")(graph.graph)
 app.command("check")(check.check)
 app.command("bench")(bench.bench)
 
+# What typer raises for a command line that makes no sense; where its class is differs from release to release.
+_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -58,12 +57,13 @@ def main() -> None:
     """Run the command line, and end with one of the exit codes that `choreo --help` lists."""
     _steady_output()
     try:
-        app(prog_name="choreo")
+        sys.exit(app(prog_name="choreo", standalone_mode=False))
     except ChoreoError as error:
-        typer.echo(f"choreo: {error.message}", err=True)
-        if error.way_out:
-            typer.echo(f"  {error.way_out}", err=True)
+        complaints.complain(error.message, error.way_out)
         sys.exit(error.exit_code)
+    except _USAGE as error:
+        complaints.of_usage(error)
+        sys.exit(2)
     except BrokenPipeError:
         # Whoever read our output has read enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -76,10 +76,7 @@ def main() -> None:
         note = next((each for each in getattr(error, "__notes__", ()) if each.startswith(IMPORTING)), None)
         if note is None:
             raise
-        typer.echo(_of_the_user(error), err=True, nl=False)
-        typer.echo(
-            f"choreo: {note.removeprefix(IMPORTING).strip()} cannot be imported: {type(error).__name__}", err=True
-        )
+        complaints.of_import(note.removeprefix(IMPORTING).strip(), error)
         sys.exit(ConfigurationError.exit_code)
 
 
@@ -94,18 +91,3 @@ def _steady_output() -> None:
     if isinstance(raw, io.RawIOBase):
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(raw), sys.stdout.encoding, line_buffering=True)
     sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def _of_the_user(error: Exception) -> str:
-    """Return the traceback of an error in a user's module, from that module on: the way there is not theirs."""
-    folders = [str(Path(each).parent) for each in (choreo.__file__, typer.__file__, importlib.__file__)]
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = (
-        number
-        for number, frame in enumerate(frames)
-        if not frame.filename.startswith((*folders, "<frozen")) and Path(frame.filename).exists()
-    )
-    found = traceback.TracebackException.from_exception(error)
-    found.stack = traceback.StackSummary.from_list(frames[next(theirs, len(frames)) :])
-    found.__notes__ = []
-    return "".join(found.format())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from choreo.cli import options
 from choreo.cli import output as out
 from choreo.cli.options import Output, OutputOption, Url
 
@@ -19,10 +20,22 @@ COLUMNS = ("workload", "events", "per_second", "cpu_us", "p50_ms", "p99_ms")
 def bench(
     *,
     events: Annotated[
-        int, typer.Option("--events", min=100, max=10_000_000, help="At most so many for each workload.")
+        int,
+        typer.Option(
+            "--events",
+            metavar="NUMBER",
+            parser=options.whole("--events", 100, 10_000_000),
+            help="At most so many for each workload.",
+        ),
     ] = 20_000,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=1, max=3600, help="For each workload at most about so long.")
+        float,
+        typer.Option(
+            "--seconds",
+            metavar="NUMBER",
+            parser=options.decimal("--seconds", 1, 3600),
+            help="For each workload at most about so long.",
+        ),
     ] = 10.0,
     output: OutputOption = Output.TEXT,
     url: Url = None,
@@ -36,9 +49,8 @@ def bench(
     """
     from choreo.observe import logs
     from choreo.operate.bench import Bench
-    from choreo.settings import load
 
-    settings = load(url=url)
+    settings = options.settings(url=url)
     logs.configure("warning", settings.log_format)  # what the worker says of itself would bury the table
     work = Bench(settings, events=events, seconds=seconds)
     out.note(f"choreo: measuring in the namespace {work.namespace}, which is deleted afterwards")

@@ -7,8 +7,10 @@ import json
 
 import typer
 
+from choreo.cli import options
 from choreo.cli.graph import Names, declared
 from choreo.cli.options import Output, OutputOption
+from choreo.cli.output import note_forgotten
 
 
 def check(names: Names = None, output: OutputOption = Output.TEXT) -> None:
@@ -17,11 +19,11 @@ def check(names: Names = None, output: OutputOption = Output.TEXT) -> None:
     Exit code 1 when there is a finding.
     """
     from choreo.observe import logs
-    from choreo.settings import load
 
-    settings = load()
+    settings = options.settings()
     logs.configure(settings.log_level, settings.log_format)
     choreography = declared(names or (), settings)
+    note_forgotten(names, settings)
     findings = [dataclasses.asdict(finding) for finding in choreography.findings()]
     if output is Output.JSON:
         typer.echo(json.dumps({"findings": findings}, ensure_ascii=False))

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from choreo.cli import output, run
-from choreo.cli.options import Url
+from choreo.cli import options, output, run
+from choreo.cli.options import LogLevel, Url
 
 if TYPE_CHECKING:
+    from choreo.agent import Agent
     from choreo.operate.development import Kind, Place
     from choreo.settings import Settings
 
@@ -23,7 +24,7 @@ _SHOWN: Final = 3  # events that the start shows how to publish
 
 def dev(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="Agents to run; all by default.", show_default=False)
+        list[str] | None, typer.Argument(metavar="NAME", help="Agents to run; all by default.", show_default=False)
     ] = None,
     *,
     broker: Annotated[
@@ -38,7 +39,12 @@ def dev(
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Where it listens; 0: any free port. [default: 5672]", show_default=False),
+        typer.Option(
+            metavar="PORT",
+            parser=options.whole("--port", 0, 65535),
+            help="Where it listens; 0: any free port. [default: 5672, or any free one for rabbitmq]",
+            show_default=False,
+        ),
     ] = None,
     persist: Annotated[
         Path | None,
@@ -47,9 +53,13 @@ def dev(
     reload: Annotated[
         bool, typer.Option("--reload", help="Start the agents anew when a file changes (needs choreo[reload]).")
     ] = False,
+    log_level: LogLevel = None,
     url: Url = None,
 ) -> None:
-    """Start a broker and the agents beside it, until Ctrl-C. For development, on this machine alone.
+    """Start a broker and the agents beside it, until Ctrl-C. For development.
+
+    Each delivery is one line: what was handled, and what follows from it; what failed, and what is done about it;
+    what is dead. --log-level warning leaves out what was handled.
 
     Other commands in the same project (publish, inspect, dlq, run) find this broker by themselves, unless a setting
     names another one.
@@ -58,20 +68,24 @@ def dev(
     from choreo.settings import load
 
     began = time.monotonic()
-    settings = load(url=url)
-    logs.configure(settings.log_level, settings.log_format)
+    settings = options.settings(url=url, log_level=log_level)
+    log_format = "compact" if settings.log_format == "auto" else settings.log_format
+    logs.configure(settings.log_level, log_format)
     kind = _kind(settings, broker, port, persist, url=url)
+    # Before the broker: what cannot be imported is a mistake to say at once, and not below a broker that came and went.
+    agents = _agents(names or [], settings, reload=reload)
     with ExitStack() as stack:
         place = None if kind is None else _start(stack, kind, settings, port, persist)
         if place is None:
             output.note(f"broker   {settings.brokers()[0].censored}, named in {settings.name_of('url')}")
         else:
-            settings = load(url=place.url)
+            url = place.url
+        settings = load(url=url, log_level=log_level, log_format=log_format)
 
         def ready() -> None:
             output.note(f"ready    in {time.monotonic() - began:.1f} s; Ctrl-C ends it")
 
-        serving = _serving(names or [], settings, ready, reload=reload)
+        serving = _serving(agents, names or [], settings, ready)
         code = output.wait_for(serving if place is None else _beside(place, serving))
     run.end(code)
 
@@ -84,7 +98,7 @@ def _kind(
     from choreo.operate.development import Kind
 
     if broker is not None and broker not in list(Kind):
-        raise UsageError(f"--broker {broker!r:.40} is none", f"one of {', '.join(Kind)}")
+        raise options.not_allowed("--broker", broker, options.alternatives(Kind))
     named = settings.found is None and "url" in settings.model_fields_set
     kind = Kind(broker) if broker is not None else None if named else Kind.EMBEDDED
     if url is not None and kind is not None:
@@ -97,6 +111,9 @@ def _kind(
         )
     if kind is Kind.RABBITMQ and persist is not None:
         raise UsageError("--persist is for the embedded broker", "leave one of --broker rabbitmq and --persist out")
+    if persist is not None and persist.is_dir():
+        allowed = f"a file, such as {persist / 'broker.db'}; this is a folder"
+        raise options.not_allowed("--persist", str(persist), allowed)
     return kind
 
 
@@ -107,14 +124,30 @@ def _start(stack: ExitStack, kind: Kind, settings: Settings, port: int | None, p
     fire = stack.enter_context(beacon.light(settings.root))
     place = stack.enter_context(development.opened(kind, port=port, persist=persist))
     fire.shine(place.url, place.kind)
-    output.note(f"broker   {place.text}")
+    output.note("broker   " + place.text.replace("\n", "\n         "))
     if settings.found is None and "url" in settings.model_fields_set:
         output.note(f"         other commands go on using the broker that {settings.name_of('url')} names")
     return place
 
 
+def _agents(names: list[str], settings: Settings, *, reload: bool) -> list[Agent] | None:
+    """Return the agents to run in this process; None with `reload`, which runs them in another one.
+
+    With `reload` nothing is imported here: a file that is broken may be mended by the next change.
+    """
+    from choreo import loader
+
+    if not reload:
+        there = names or settings.agents_folder.is_dir()
+        return run.find(names, settings, everyone=not names) if there else []
+    run.require_watchfiles()
+    for name in names:
+        loader.require(name, settings.agents_folder)
+    return None
+
+
 def _serving(
-    names: list[str], settings: Settings, ready: Callable[[], None], *, reload: bool
+    agents: list[Agent] | None, names: list[str], settings: Settings, ready: Callable[[], None]
 ) -> Coroutine[Any, Any, int]:
     """Say who runs and how to put an event in; return what runs them."""
     from choreo import loader
@@ -125,12 +158,13 @@ def _serving(
     if not names and not folder.is_dir():
         output.note(f"agents   none: there is no folder {folder}; only the broker runs")
         return nobody(ready)
-    if reload:  # nothing is imported here: a file that is broken may be mended by the next change
-        shown = ", ".join(names or loader.known(folder))
+    if agents is None:
+        shown = ", ".join(names or loader.known(folder)) or f"none yet in {folder}"
         output.note(f"agents   {shown}; in a process of their own, which starts anew when a file changes")
         return run.supervise([names or ["--all"]], settings, reload=True, on_ready=ready)
-    agents = run.find(names, settings, everyone=not names)
     output.note(f"agents   {', '.join(agent.name for agent in agents)}; in this process")
+    if not names and (others := loader.without_agent(folder)):
+        output.note(f"         no agent is declared in {', '.join(others)}")
     for topic, example in ways_in(agents)[:_SHOWN]:
         output.note(f"publish  choreo publish {topic} {shlex.quote(example) if example else '@event.json'}")
     output.note(f"look     choreo inspect; choreo dlq list {agents[0].name}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from choreo.cli import options
 from choreo.cli import output as out
 from choreo.cli.options import Output, OutputOption, Url, Yes
 
@@ -43,8 +44,15 @@ app = typer.Typer(
 )
 
 AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="Name of the agent whose dead letters are meant.")]
+IdArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="ID", help="Only the letters with these ids.", show_default=False)
+]
 IdOption = Annotated[
-    list[str] | None, typer.Option("--id", metavar="ID", help="Only the letter with this id. May be repeated.")
+    list[str] | None, typer.Option("--id", metavar="ID", help="The same, as an option. May be repeated.")
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", metavar="NUMBER", parser=options.whole("--limit", 1), help="Only the first so many."),
 ]
 
 
@@ -52,7 +60,10 @@ IdOption = Annotated[
 def list_(
     agent: AgentArgument,
     *,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=65_535, help="The first so many.")] = 50,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", metavar="NUMBER", parser=options.whole("--limit", 1), help="The first so many."),
+    ] = 50,
     output: OutputOption = Output.TEXT,
     url: Url = None,
 ) -> None:
@@ -74,9 +85,13 @@ def list_(
 @app.command("show")
 def show(
     agent: AgentArgument,
+    named: IdArgument = None,
     *,
     ids: IdOption = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="The first so many.")] = 1,
+    limit: Annotated[
+        int,
+        typer.Option("--limit", metavar="NUMBER", parser=options.whole("--limit", 1, 1000), help="The first so many."),
+    ] = 1,
     output: OutputOption = Output.TEXT,
     url: Url = None,
 ) -> None:
@@ -84,14 +99,15 @@ def show(
     from choreo.errors import PartlyDone, UsageError
     from choreo.operate.dlq import everything
 
+    ids = [*(named or ()), *(ids or ())]
     settings = _settings(agent, url)
-    look = _with(settings, agent, lambda queue: queue.look(limit=limit, ids=ids or ()))
+    look = _with(settings, agent, lambda queue: queue.look(limit=limit, ids=ids))
     found = [everything(letter) for letter in look.letters]
     if output is not Output.TEXT:
         out.rows(found, output, ())
     elif found:
         typer.echo("\n\n".join(map(_portrait, found)))
-    missing = [each for each in dict.fromkeys(ids or ()) if each not in {row["id"] for row in found}]
+    missing = [each for each in dict.fromkeys(ids) if each not in {row["id"] for row in found}]
     if missing:
         kind = PartlyDone if found else UsageError
         raise kind(
@@ -103,57 +119,60 @@ def show(
     if not ids:
         more = look.ready - len(found)
         if more and look.seen == limit:
-            out.note(f"{more} more; --limit or --id shows them")
+            out.note(f"{more} more; --limit or an ID shows them")
         _note_others(look, expected=min(limit, look.ready))
 
 
 @app.command("replay")
 def replay(
     agent: AgentArgument,
+    named: IdArgument = None,
     *,
     ids: IdOption = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many.")] = None,
+    limit: LimitOption = None,
     yes: Yes = False,
     output: OutputOption = Output.TEXT,
     url: Url = None,
 ) -> None:
-    """Send dead letters to the agent that failed, and to no other. Without --id or --limit: all, after a question.
+    """Send dead letters to the agent that failed, and to no other. Without ids or --limit: all, after a question.
 
     Each is taken out only when the broker has confirmed its copy. One that dies again comes back, and is not replayed
     twice in one run.
     """
+    ids = [*(named or ()), *(ids or ())]
     settings = _settings(agent, url)
     if not (ids or limit or yes):
         limit = _ask(settings, agent, "Replay {all} of {agent}?")
-    _repair(settings, agent, "replay", output, ids or [], limit)
+    _repair(settings, agent, "replay", output, ids, limit)
 
 
 @app.command("drop")
 def drop(
     agent: AgentArgument,
+    named: IdArgument = None,
     *,
     ids: IdOption = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many.")] = None,
+    limit: LimitOption = None,
     yes: Yes = False,
     output: OutputOption = Output.TEXT,
     url: Url = None,
 ) -> None:
-    """Destroy dead letters, after a question: those with --id, the first --limit, or all."""
+    """Destroy dead letters, after a question: those with these ids, the first --limit, or all."""
+    ids = [*(named or ()), *(ids or ())]
     settings = _settings(agent, url)
     if ids and not yes:
         out.confirm(f"Drop the dead letter {', '.join(ids)} of {agent} for good?", yes=False)
     elif not yes:
         limit = _ask(settings, agent, "Drop {all} of {agent} for good?", limit)
-    _repair(settings, agent, "drop", output, ids or [], limit)
+    _repair(settings, agent, "drop", output, ids, limit)
 
 
 def _settings(agent: str, url: str | None) -> Settings:
     from choreo.observe import logs
     from choreo.operate.dlq import check_name
-    from choreo.settings import load
 
     check_name(agent)
-    settings = load(url=url)
+    settings = options.settings(url=url)
     logs.configure(settings.log_level, settings.log_format)
     out.note_broker(settings)
     return settings

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from choreo.cli import options
+
 if TYPE_CHECKING:
     from choreo.choreography import Choreography
     from choreo.settings import Settings
 
 Names = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[NAME]...", help="Agents to look at, as if there were no others; all by default."),
+    typer.Argument(metavar="NAME", help="Agents to look at, as if there were no others; all by default."),
 ]
 
 
@@ -29,14 +31,22 @@ class Format(StrEnum):
 
 def graph(
     names: Names = None,
-    form: Annotated[Format, typer.Option("--format", "-f", help="Text, a Mermaid flowchart, or JSON.")] = Format.TEXT,
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="text|mermaid|json",
+            parser=options.one_of("--format", Format),
+            help="Text, a Mermaid flowchart, or JSON.",
+        ),
+    ] = Format.TEXT,
 ) -> None:
     """Draw the choreography: who emits and takes what, retries, dead-letter queues, compensations. Needs no broker."""
     from choreo import picture
     from choreo.observe import logs
-    from choreo.settings import load
 
-    settings = load()
+    settings = options.settings()
     logs.configure(settings.log_level, settings.log_format)  # agents that log while imported keep off the data
     choreography = declared(names or (), settings)
     match form:
@@ -52,13 +62,9 @@ def declared(names: Sequence[str], settings: Settings) -> Choreography:
     """Return the choreography of the named agents, or of all in the agents folder; it is an error to have none."""
     from choreo import loader
     from choreo.choreography import Choreography
-    from choreo.errors import ConfigurationError
 
     folder = settings.agents_folder
     agents = [loader.load(name, folder) for name in names] if names else loader.load_all(folder)
     if not agents:
-        raise ConfigurationError(
-            f"there is no agent in {folder}",
-            'write one: agent = Agent("name") in a file name.py of it; or name another folder in CHOREO_AGENTS',
-        )
+        raise loader.nobody(folder)
     return Choreography.of(agents)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import io
+import shutil
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from choreo.cli import options
 from choreo.cli import output as out
 from choreo.cli.options import Output, OutputOption, Url
 
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
 AGENTS = ("agent", "state", "ready", "consumers", "dead", "consumes", "emits", "retry")
 QUEUES = ("queue", "agent", "kind", "ready", "consumers", "state")
+_WORDS = ("agents", "queues", "bindings")
 BINDINGS = ("source", "pattern", "destination", "agent")
+_SHORTEST = 0.1  # seconds from one look to the next
 _RATES = ("publish", "deliver", "ack")
 
 
@@ -54,7 +58,7 @@ Look = Callable[["Session"], Awaitable[Page]]
 
 def inspect(
     what: Annotated[
-        str, typer.Argument(metavar="[agents|queues|bindings|NAME]", help="What to look at; NAME is one agent.")
+        str, typer.Argument(metavar="agents|queues|bindings|NAME", help="What to look at; NAME is one agent.")
     ] = "agents",
     *,
     everything: Annotated[
@@ -71,17 +75,20 @@ def inspect(
     project declares.
     """
     from choreo.observe import logs
-    from choreo.settings import load
     from choreo.topology import Names
 
-    settings = load(url=url)
+    settings = options.settings(url=url)
     logs.configure(settings.log_level, settings.log_format)  # agents that log while imported keep off the data
     out.note_broker(settings)
     pause = _seconds(interval)
     management = _management(settings)
-    agents = _agents(what, settings, may_be_none=management is not None)
     names = Names(settings.namespace)
-    look = _look(what, agents, names, management, everything=everything or output is not Output.TEXT)
+    everything = everything or output is not Output.TEXT
+    if what == "queues":
+        look = _look_at_queues(_names(settings, management), names, management, everything=everything)
+    else:
+        agents = _agents(what, settings, may_be_none=management is not None)
+        look = _look(what, agents, names, management, everything=everything)
     if not watch:
         page = out.wait_for(_once(settings, look))
         page.write(output)
@@ -94,14 +101,14 @@ def inspect(
 
 def _seconds(interval: str) -> float:
     from choreo import duration
-    from choreo.errors import UsageError
 
     try:
         pause = duration.seconds(interval)
-    except ValueError as error:
-        raise UsageError(f"--interval {interval!r}", str(error)) from None
-    if pause < 0.1:
-        raise UsageError(f"--interval {interval!r} is too short", "at least 100ms: each look asks the broker")
+    except ValueError:
+        pause = 0
+    if pause < _SHORTEST:
+        allowed = f"at least 100ms, because each look asks the broker: {duration.FORMS}"
+        raise options.not_allowed("--interval", interval, allowed)
     return pause
 
 
@@ -117,12 +124,41 @@ def _agents(what: str, settings: Settings, *, may_be_none: bool) -> list[Agent]:
     from choreo import loader
 
     folder = settings.agents_folder
-    if what not in ("agents", "queues", "bindings"):
+    if what not in _WORDS:
+        near = get_close_matches(what, _WORDS, n=1)
+        if near and what not in loader.known(folder):
+            raise options.not_allowed("inspect", what, f"{', '.join(_WORDS)} or an agent; did you mean {near[0]}?")
         return [loader.load(what, folder)]
     if may_be_none and not folder.is_dir():
         out.note(f"choreo: there is no agents folder {folder}; showing what the broker has")
         return []
-    return loader.load_all(folder)
+    agents = loader.load_all(folder)
+    out.note_forgotten(None, settings)
+    return agents
+
+
+def _names(settings: Settings, management: Management | None) -> list[str]:
+    """Return the names of the agents here. Nothing is imported for them: queues stand, whatever the code is like."""
+    from choreo import loader
+
+    folder = settings.agents_folder
+    if not folder.is_dir():
+        shown = "what the broker has"
+        if management is None:
+            shown = "what all agents share; with CHOREO_MANAGEMENT_URL, also what the broker has besides"
+        out.note(f"choreo: there is no agents folder {folder}; showing {shown}")
+    return loader.declared(folder)
+
+
+def _look_at_queues(agents: Sequence[str], names: Names, management: Management | None, *, everything: bool) -> Look:
+    from choreo.operate import queues
+
+    async def look(session: Session) -> Page:
+        snapshot = await queues.look(session, agents, names, management)
+        rows = [row for row in snapshot.rows() if everything or row["kind"] != "delay" or row["ready"]]
+        return Page(rows, QUEUES + (queues.DETAILS if snapshot.detailed else ()), "no queues", notes=snapshot.notes)
+
+    return look
 
 
 def _look(what: str, agents: Sequence[Agent], names: Names, management: Management | None, *, everything: bool) -> Look:
@@ -130,14 +166,9 @@ def _look(what: str, agents: Sequence[Agent], names: Names, management: Manageme
     from choreo.operate import queues
 
     async def of_agents(session: Session) -> Page:
-        snapshot = await queues.look(session, agents, names, management)
+        snapshot = await queues.look(session, [agent.name for agent in agents], names, management)
         rows = [queues.overview(agent, snapshot) for agent in agents]
         return Page(rows, AGENTS, "no agents", notes=snapshot.notes)
-
-    async def of_queues(session: Session) -> Page:
-        snapshot = await queues.look(session, agents, names, management)
-        rows = [row for row in snapshot.rows() if everything or row["kind"] != "delay" or row["ready"]]
-        return Page(rows, QUEUES + (queues.DETAILS if snapshot.detailed else ()), "no queues", notes=snapshot.notes)
 
     async def of_bindings(session: Session) -> Page:  # noqa: ARG001 - they follow from the agents; see queues.bindings
         rows, notes = await queues.bindings(agents, names, management)
@@ -150,7 +181,7 @@ def _look(what: str, agents: Sequence[Agent], names: Names, management: Manageme
         data, notes = await queues.portrait(session, agents[0], names, management)
         return Page(data=data, text=_portrait(data), notes=notes)
 
-    return {"agents": of_agents, "queues": of_queues, "bindings": of_bindings}.get(what, of_one)
+    return {"agents": of_agents, "bindings": of_bindings}.get(what, of_one)
 
 
 async def _connect(settings: Settings) -> Session:
@@ -200,7 +231,8 @@ def _screen(output: Output) -> Iterator[Callable[[Page], None]]:
         with Live(auto_refresh=False, vertical_overflow="crop") as live:
 
             def refresh(page: Page) -> None:
-                lines = [f"{_now()}  {'; '.join(page.notes)}", "", _plain(page)]
+                shown = _plain(page, shutil.get_terminal_size().columns)
+                lines = [f"{_now()}  {'; '.join(page.notes)}", "", shown]
                 live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
 
             yield refresh
@@ -222,13 +254,11 @@ def _screen(output: Output) -> Iterator[Callable[[Page], None]]:
     yield write
 
 
-def _plain(page: Page) -> str:
-    """Return a page as text in plain columns."""
-    if page.data is None and not page.rows:
-        return page.empty
-    with redirect_stdout(io.StringIO()) as text:
-        page.write(Output.TEXT)
-    return text.getvalue().rstrip()
+def _plain(page: Page, width: int | None = None) -> str:
+    """Return a page as text in plain columns, for a terminal of so many characters."""
+    if page.data is not None:
+        return page.text
+    return "\n".join(out.lines([_spoken(row) for row in page.rows], page.columns, width)) if page.rows else page.empty
 
 
 def _spoken(row: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_GAP: Final = 2  # between two columns
+_INDENT: Final = 4  # of what stands below its row
+_NARROWEST: Final = 20  # characters; a terminal that leaves less wraps by itself
+_NUMBER: Final = (int, float, type(None))
 _LONG: Final = 200  # things to do; for fewer a bar would only flicker
 
 
@@ -40,24 +46,48 @@ def document(data: Mapping[str, Any], output: Output, text: str) -> None:
 
 
 def table(found: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write a table: with rules and colour on a terminal, plain columns that cut and awk understand elsewhere."""
-    cells = [[_cell(row.get(column)) for column in columns] for row in found]
+    """Write a table: as wide as the terminal with a bold head, elsewhere columns that cut and awk understand."""
     if not sys.stdout.isatty():
-        widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
-        for line in [list(columns), *cells]:
-            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        typer.echo("\n".join(lines(found, columns)))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    head, *rest = lines(found, columns, width=shutil.get_terminal_size().columns)
+    typer.echo("\n".join([typer.style(head, bold=True), *rest]))
 
-    view = Table(box=None, header_style="bold", pad_edge=False)
+
+def lines(found: Sequence[Mapping[str, Any]], columns: Sequence[str], width: int | None = None) -> list[str]:
+    """Return the lines of a table. With a `width` in characters, what is too wide for it stands below its row.
+
+    Nothing is cut: an id or a topic can be copied from a narrow terminal too.
+    """
+    cells = {column: [_cell(row.get(column)) for row in found] for column in columns}
+    widths = {column: max(map(len, [column, *cells[column]])) for column in columns}
+    beside: list[str] = []
     for column in columns:
-        numeric = all(isinstance(row.get(column), int | float | None) for row in found)
-        view.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for line in cells:
-        view.add_row(*(Text(cell) for cell in line))
-    Console().print(view)
+        if width is None or not beside or sum(widths[each] + _GAP for each in [*beside, column]) - _GAP <= width:
+            beside.append(column)
+    below = [column for column in columns if column not in beside]
+    numbers = {column for column in columns if width and all(isinstance(row.get(column), _NUMBER) for row in found)}
+
+    def line(texts: Mapping[str, str]) -> str:
+        padded = (
+            texts[each].rjust(widths[each]) if each in numbers else texts[each].ljust(widths[each]) for each in beside
+        )
+        return (" " * _GAP).join(padded).rstrip()
+
+    written = [line({column: column for column in columns})]
+    for number, row in enumerate(found):
+        written.append(line({column: cells[column][number] for column in columns}))
+        for column in below:
+            if row.get(column) not in (None, [], ()):
+                written += _paragraph(f"{column:<{max(map(len, below))}}  ", cells[column][number], width or 0)
+    return written
+
+
+def _paragraph(name: str, text: str, width: int) -> list[str]:
+    """Return `text` behind `name`, indented, its words on as many lines as it takes."""
+    indent = " " * (_INDENT + len(name))
+    told = textwrap.wrap(text, max(width - len(indent), _NARROWEST), break_long_words=False, break_on_hyphens=False)
+    return [f"{indent if number else ' ' * _INDENT + name}{each}" for number, each in enumerate(told or [""])]
 
 
 def note(text: str) -> None:
@@ -69,6 +99,14 @@ def note_broker(settings: Settings) -> None:
     """Say which broker is used when nobody named one: that of the project's `choreo dev`."""
     if settings.found is not None:
         note(f"choreo: broker {settings.found.text}")
+
+
+def note_forgotten(names: Sequence[str] | None, settings: Settings) -> None:
+    """Unless agents are named: say which files of the folder look like an agent's and declare none."""
+    from choreo import loader
+
+    if not names and (files := loader.forgotten(settings.agents_folder)):
+        note(f'choreo: left out, for want of a line agent = Agent("name") at the top level: {", ".join(files)}')
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from choreo.cli import options
 from choreo.cli.options import Output, OutputOption, Url
 from choreo.cli.output import note, note_broker, progress, wait_for
 
@@ -28,16 +29,27 @@ def publish(
     topic: Annotated[str, typer.Argument(metavar="TOPIC", help="Topic of the event, or the name of its class.")],
     data: Annotated[
         str | None,
-        typer.Argument(metavar="[JSON|-|@FILE]", help="The event as JSON, from stdin, or from a file."),
+        typer.Argument(
+            metavar="JSON|-|@FILE",
+            help="The event as JSON, or - for stdin, or @FILE. Without it: only what --set says.",
+        ),
     ] = None,
     *,
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="Set a field; dots lead inwards. May be repeated."),
     ] = None,
-    lines: Annotated[bool, typer.Option("--lines", help="Read one event per line.")] = False,
-    count: Annotated[int, typer.Option("--count", min=1, help="Publish each event that many times.")] = 1,
-    rate: Annotated[float | None, typer.Option("--rate", help="At most so many events per second.")] = None,
+    lines: Annotated[bool, typer.Option("--lines", help="Read one event per line, of stdin or of @FILE.")] = False,
+    count: Annotated[
+        int,
+        typer.Option(
+            "--count", metavar="NUMBER", parser=options.whole("--count", 1), help="Publish each event that many times."
+        ),
+    ] = 1,
+    rate: Annotated[
+        str | None,
+        typer.Option("--rate", metavar="NUMBER", help="At most so many events per second: 50, or 0.5."),
+    ] = None,
     delay: Annotated[str | None, typer.Option("--delay", metavar="TIME", help="Deliver later: 30s, 5m, 2h.")] = None,
     correlation_id: Annotated[
         str | None, typer.Option("--correlation-id", metavar="ID", help="The transaction that it belongs to.")
@@ -58,9 +70,8 @@ def publish(
     from choreo.observe import logs
     from choreo.operate.payload import identifier
     from choreo.operate.sending import Pace
-    from choreo.settings import load
 
-    settings = load(url=url)
+    settings = options.settings(url=url)
     logs.configure(settings.log_level, settings.log_format)
     pace = Pace.parse(rate, delay)
     make_ids = {

@@ -6,12 +6,14 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from choreo.cli import output
-from choreo.cli.options import Url
+from choreo.cli import options, output
+from choreo.cli.options import LogLevel, Url
+from choreo.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
     from choreo.agent import Agent
@@ -22,20 +24,29 @@ def run(  # noqa: PLR0917 - typer makes an option of each
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="NAME...",
+            metavar="NAME",
             help="Agents: a module in the agents folder, an entry point, or package.module:attribute.",
             show_default=False,
         ),
     ] = None,
     everyone: Annotated[bool, typer.Option("--all", help="Run every agent in the agents folder.")] = False,
     concurrency: Annotated[
-        int | None, typer.Option(help="Reactions of one agent that run at once. [default: 16]", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="NUMBER", help="Reactions of one agent that run at once. [default: 16]", show_default=False
+        ),
     ] = None,
     prefetch: Annotated[
-        int | None, typer.Option(help="Deliveries that one agent holds. [default: 100]", show_default=False)
+        str | None,
+        typer.Option(metavar="NUMBER", help="Deliveries that one agent holds. [default: 100]", show_default=False),
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, max=1024, help="Processes of the same agents, under one supervisor.")
+        int,
+        typer.Option(
+            metavar="NUMBER",
+            parser=options.whole("--processes", 1, 1024),
+            help="Processes of the same agents, under one supervisor.",
+        ),
     ] = 1,
     apart: Annotated[
         bool, typer.Option("--apart", help="Processes of its own for each agent: one that blocks holds up no other.")
@@ -48,13 +59,18 @@ def run(  # noqa: PLR0917 - typer makes an option of each
         str | None,
         typer.Option(help="Time to wait for the broker at start. [default: 5s]", metavar="TIME", show_default=False),
     ] = None,
-    reload: Annotated[bool, typer.Option("--reload", help="Start anew when an agent's file changes.")] = False,
+    reload: Annotated[
+        bool, typer.Option("--reload", help="Start anew when an agent's file changes (needs choreo[reload]).")
+    ] = False,
     health_port: Annotated[
-        int | None, typer.Option(help="Serve /live and /ready on this port.", show_default=False)
+        str | None,
+        typer.Option(metavar="PORT", help="Serve /live and /ready on this port; 0: any free one.", show_default=False),
     ] = None,
     health_host: Annotated[
-        str | None, typer.Option(help="Where to serve them. [default: 127.0.0.1]", show_default=False)
+        str | None,
+        typer.Option(metavar="HOST", help="Where to serve them. [default: 127.0.0.1]", show_default=False),
     ] = None,
+    log_level: LogLevel = None,
     url: Url = None,
 ) -> None:
     """Run agents until SIGTERM or Ctrl-C, then finish what is under way and exit.
@@ -62,10 +78,10 @@ def run(  # noqa: PLR0917 - typer makes an option of each
     The first signal drains: nothing new is taken, what runs is finished, the rest is handed back. A second one ends at
     once. Exit code 0: drained; 75: the time ran out, what was cut off will be delivered again.
     """
+    from choreo import loader
     from choreo.observe import logs
-    from choreo.settings import load
 
-    settings = load(
+    settings = options.settings(
         url=url,
         concurrency=concurrency,
         prefetch=prefetch,
@@ -73,9 +89,14 @@ def run(  # noqa: PLR0917 - typer makes an option of each
         wait=wait,
         health_port=health_port,
         health_host=health_host,
+        log_level=log_level,
     )
     logs.configure(settings.log_level, settings.log_format)
     output.note_broker(settings)
+    if reload:
+        require_watchfiles()
+        for name in names or []:
+            loader.require(name, settings.agents_folder)
     # With --reload a file that cannot be imported is for its process to say: the next change may mend it.
     agents = find(names or [], settings, everyone=everyone) if not reload or (apart and everyone) else []
     if processes > 1 or reload or apart:
@@ -92,7 +113,6 @@ def run(  # noqa: PLR0917 - typer makes an option of each
 def find(names: list[str], settings: Settings, *, everyone: bool) -> list[Agent]:
     """Return the agents that are named, or all in the agents folder; it is an error to have none."""
     from choreo import loader
-    from choreo.errors import ConfigurationError, UsageError
 
     if bool(names) == everyone:
         raise UsageError(
@@ -102,13 +122,16 @@ def find(names: list[str], settings: Settings, *, everyone: bool) -> list[Agent]
     if everyone:
         everybody = loader.load_all(settings.agents_folder)
         if not everybody:
-            raise ConfigurationError(
-                f"there is no agent in {settings.agents_folder}",
-                "run choreo in the project's folder, or name the agents folder in [tool.choreo] or CHOREO_AGENTS",
-            )
+            raise loader.nobody(settings.agents_folder)
         return everybody
     agents = {name: loader.load(name, settings.agents_folder) for name in names}
     return list({agent.name: agent for agent in agents.values()}.values())
+
+
+def require_watchfiles() -> None:
+    """Raise ConfigurationError where what --reload needs is not installed."""
+    if find_spec("watchfiles") is None:
+        raise ConfigurationError("--reload needs watchfiles", 'pip install "choreo[reload]"')
 
 
 async def supervise(
@@ -123,17 +146,11 @@ async def supervise(
 
     With `reload` they start anew when a file changes. `on_ready` is called once, when all are ready for the first time.
     """
-    from choreo.errors import ConfigurationError
     from choreo.runtime.processes import Supervisor, command
 
-    if reload:
-        try:
-            import watchfiles  # noqa: F401
-        except ImportError:
-            raise ConfigurationError("--reload needs watchfiles", 'pip install "choreo[reload]"') from None
     # The processes read the settings for themselves; what was said on this command line goes by the environment, where
     # a password in a URL is not for everybody to see.
-    for name in ("url", "concurrency", "prefetch", "drain", "wait"):
+    for name in ("url", "concurrency", "prefetch", "drain", "wait", "log_level", "log_format"):
         value = getattr(settings, name)
         os.environ[f"CHOREO_{name.upper()}"] = str(getattr(value, "get_secret_value", lambda v=value: v)())
     commands = [command(arguments) for arguments in groups for _ in range(processes)]

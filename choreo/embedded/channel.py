@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from choreo.embedded import arguments as queue_arguments
 from choreo.embedded import declaring
-from choreo.embedded.consumers import Consumer, Held, put_back, refuse
+from choreo.embedded.consumers import Consumer, Held, in_groups, refuse
 from choreo.embedded.exchanges import Binding
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.message import Properties
@@ -82,7 +82,8 @@ class Channel:
         self.consumers.clear()
         # In RabbitMQ one consumer's after the other's, as they came, but nobody gets any before all are back.
         held = sorted(self._collect(0, multiple=True), key=lambda each: (each.queue.name, each.consumer.order))
-        put_back(held, lambda each: each.queue.name, failed=True)
+        for mine in in_groups(held, lambda each: each.queue.name):
+            mine[0].queue.put_back(mine, failed=True)
         for queue in left:
             queue.carry_on()
         for queue in self.broker.by_name.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,24 +48,22 @@ class Held(NamedTuple):
 def refuse(held: list[Held], *, requeue: bool, failed: bool) -> None:
     """Give back or dead-letter, one consumer's after the other's, in the order of their tags, as RabbitMQ does."""
     held.sort(key=_queue_and_tag)
-    if requeue:
-        put_back(held, _queue_and_tag, failed=failed)
-        return
-    for queue, entry, consumer in held:
-        if not queue.gone:
-            queue.reject(entry, consumer, failed=failed)
+    for mine in in_groups(held, _queue_and_tag):
+        queue = mine[0].queue
+        (queue.put_back if requeue else queue.reject)(mine, failed=failed)
 
 
-def put_back(held: list[Held], together: Callable[[Held], object], *, failed: bool) -> None:
-    """Give back deliveries, those that `together` says the same of at once."""
-    for _, group in groupby(held, together):
-        mine = list(group)
-        if not mine[0].queue.gone:
-            mine[0].queue.put_back(mine, failed=failed)
+def in_groups(held: Iterable[Held], together: Callable[[Held], object]) -> Iterator[list[Held]]:
+    """Return neighbours that `together` says the same of at once, without those whose queue is gone."""
+    # Beside a queue that is gone there may stand another one of its name.
+    for _, group in groupby((each for each in held if not each.queue.gone), together):
+        yield list(group)
 
 
-def _queue_and_tag(held: Held) -> tuple[str, str]:
-    return held.queue.name, held.consumer.tag
+def _queue_and_tag(held: Held) -> tuple[str, str, tuple[int, int]]:
+    # Each basic.get is a consumer of its own, with the empty tag; one that comes back under its tag is the same.
+    tag = held.consumer.tag
+    return held.queue.name, tag, held.consumer.order if not tag else (0, 0)
 
 
 class Turns:

@@ -73,6 +73,10 @@ class Line:
         """Remove one of `heads()`."""
         self.take()
 
+    def rank(self, entry: Entry) -> int:
+        """Return what comes before the order of arrival; the lowest is first."""
+        return 0
+
 
 class RankedLine(Line):
     """The line of a classic queue with x-max-priority: higher priorities first, each in order of arrival."""
@@ -92,9 +96,13 @@ class RankedLine(Line):
 
     def put(self, entry: Entry) -> None:
         """See Line."""
-        heappush(self._heap, (-min(entry.message.properties.priority or 0, self._highest), entry))
+        heappush(self._heap, (self.rank(entry), entry))
 
     put_back = put
+
+    def rank(self, entry: Entry) -> int:
+        """See Line."""
+        return -min(entry.message.properties.priority or 0, self._highest)
 
     def heads(self) -> list[Entry]:
         """See Line."""

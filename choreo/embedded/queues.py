@@ -247,11 +247,12 @@ class Queue:
         if self.line and self._turns.waiting:
             self.dispatch()
 
-    def reject(self, entry: Entry, consumer: Consumer, *, failed: bool) -> None:
-        """Dead-letter a message; `failed` counts as a failed delivery."""
-        entry.failures += failed
-        self._drop(entry, "rejected")
-        self._release(consumer)
+    def reject(self, held: Iterable[Held], *, failed: bool) -> None:
+        """Dead-letter messages, all of them before anybody gets another one; `failed` counts as failed deliveries."""
+        for each in sorted(held, key=lambda each: self.line.rank(each.entry)):
+            each.entry.failures += failed
+            self._drop(each.entry, "rejected")
+            self._release(each.consumer)
         self.dispatch()
 
     def put_back(self, held: Iterable[Held], *, failed: bool) -> None:
@@ -314,9 +315,13 @@ class Queue:
             self._turns.join(consumer)
 
     def _elect(self) -> None:
-        """Choose the single active consumer: the first one of the highest priority, when there is none."""
+        """Choose the single active consumer, when there is none: who takes precedence, or else came first."""
         if self.terms.single_active and (self._active is None or self._active.cancelled):
-            self._activate(max(self.consumers, key=lambda each: each.priority, default=None))
+            self._activate(max(self.consumers, key=self._precedence, default=None))
+
+    def _precedence(self, consumer: Consumer) -> tuple[float, ...]:
+        """Return what is compared to choose the single active consumer; the highest is chosen."""
+        return (consumer.priority,)
 
     def _activate(self, consumer: Consumer | None) -> None:
         self._active = consumer

@@ -15,6 +15,7 @@ from choreo.embedded.queues import Queue
 
 if TYPE_CHECKING:
     from choreo.embedded.broker import Broker
+    from choreo.embedded.consumers import Consumer
 
 _PATIENCE: Final = 180.0  # seconds until at-least-once dead-lettering tries again
 _OUTSTANDING: Final = 32  # messages of one queue that it has tried and that have not arrived
@@ -112,13 +113,17 @@ class QuorumQueue(Queue):
         active = self._active
         if not self.terms.single_active or active is None:
             return
-        best = max(self.consumers, key=lambda each: each.priority)
+        best = max(self.consumers, key=self._precedence)
         self._leaving = best.priority > active.priority
         if self._leaving:
             self._turns.leave(active)
         if self._leaving and not active.held:
             self._leaving = False
             self._activate(best)
+
+    def _precedence(self, consumer: Consumer) -> tuple[float, ...]:
+        """See Queue; of those of one priority, whoever may have most at once."""
+        return consumer.priority, consumer.credit
 
     # -- dead-lettering at least once -----------------------------------------------------------------------------
 

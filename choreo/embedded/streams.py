@@ -154,14 +154,12 @@ class StreamQueue(Queue):
         """See Queue."""
         self._release(consumer)
 
-    def reject(self, entry: Entry, consumer: Consumer, *, failed: bool) -> None:
-        """See Queue; it is as good as settled."""
-        self._release(consumer)
-
     def put_back(self, held: Iterable[Held], *, failed: bool) -> None:
         """See Queue; it is as good as settled."""
         for each in held:
             self._release(each.consumer)
+
+    reject = put_back
 
     def take(self) -> Entry | None:
         """See Queue. Always raises AmqpError 540."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
+from pathlib import Path
 from tempfile import SpooledTemporaryFile, gettempdir
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Self
@@ -13,6 +16,8 @@ from typing import Any, BinaryIO, Final, Self
 from choreo.errors import ChoreoError, PayloadError, UsageError
 from choreo.operate.payload import Form, too_large
 
+_PATH: Final = re.compile(r"[\w.~/-]+")  # what somebody types who means a file
+_FIELD: Final = re.compile(r"[A-Za-z_][\w.]*=")  # and who means a field
 _IN_MEMORY: Final = 8 * 2**20  # bytes of checked bodies; more of them wait on disk
 
 
@@ -124,7 +129,20 @@ def opened(data: str | None, stdin: BinaryIO | None) -> AbstractContextManager[t
         return nullcontext((stdin, "stdin"))
     if data.startswith("@"):
         return _file(data[1:])
+    if _FIELD.match(data):
+        raise UsageError(f"{data!r:.80} is no JSON", f"nothing was sent; a field is set so: --set {data:.80}")
+    if _PATH.fullmatch(data) and not _is_json(data):
+        what = "is a file, and no JSON" if Path(data).is_file() else "is neither JSON nor a file"
+        raise UsageError(f"{data!r:.80} {what}", f"nothing was sent; a file is said with @: @{data:.80}; stdin is -")
     return nullcontext((BytesIO(os.fsencode(data)), "the event"))
+
+
+def _is_json(data: str) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 @contextmanager

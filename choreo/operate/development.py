@@ -34,7 +34,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A broker that is there: its URL, one line that says what it is, and what is done when it had to end by itself."""
+    """A broker that is there: its URL, lines that say what it is, and what is done when it had to end by itself."""
 
     url: str
     kind: str
@@ -52,12 +52,12 @@ def opened(kind: Kind, *, port: int | None = None, persist: Path | None = None) 
     if kind is Kind.RABBITMQ:
         with tempfile.TemporaryDirectory(prefix="choreo-dev-") as folder, Node.start(Path(folder), port=port) as node:
             url = f"amqp://127.0.0.1:{node.port}"
-            text = f"RabbitMQ {node.version}, a private node, {url} (guest/guest); it keeps nothing after the end"
+            text = f"RabbitMQ {node.version}, a private node, {url} (guest/guest)\nit keeps nothing after the end"
             yield Place(url, "private RabbitMQ", text, Future())
         return
     with EmbeddedBroker(__version__, port=PORT if port is None else port, persist=persist) as broker:
         keeps = f"what is durable is kept in {persist}" if persist else "it keeps nothing after the end"
-        text = f"embedded, {broker.url} (guest/guest); for development only: this machine alone reaches it, and {keeps}"
+        text = f"embedded, {broker.url} (guest/guest)\nfor development only: this machine alone reaches it, and {keeps}"
         yield Place(broker.url, "embedded", text, broker.failed)
 
 

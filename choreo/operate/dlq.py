@@ -21,6 +21,7 @@ from choreo.errors import (
     UnknownAgent,
     UsageError,
 )
+from choreo.message import Message
 from choreo.operate.hands import Hand, Hands
 from choreo.topology import Names, return_key
 from choreo.transport import Confirmed, Delivery, QueueStats, Session
@@ -139,14 +140,14 @@ class DeadLetterQueue:
         hint = f"did you mean {near[0]}? " if near and near[0] != self.agent else ""
         raise UnknownAgent(
             f"there is no dead-letter queue {self.queue} on this broker",
-            f"{hint}it is made when the agent first runs there; check the name (known here:"
+            f"{hint}the queue is made when the agent first runs there; check the name (known here:"
             f" {', '.join(self._known) or 'none'}), CHOREO_URL and CHOREO_NAMESPACE",
         )
 
     async def look(self, *, limit: int = 50, ids: Sequence[str] = (), bodies: bool = True) -> Look:
         """Return the first `limit` letters, or the first one with each of `ids`. All are back in the queue by then.
 
-        Without `bodies`, the bodies are forgotten as soon as they arrive.
+        Without `bodies`, bodies, headers and tracebacks are forgotten as soon as they arrive.
         """
         stats = await self.stats()
         search = _Search(self.agent, limit, ids, bodies=bodies)
@@ -270,13 +271,13 @@ class _Search:
             del self.wanted[facts.id]
         elif len(self.letters) == self.limit:
             return
-        if not self._bodies:
-            facts, delivery.message = replace(facts, body=b""), replace(delivery.message, body=b"")
+        if not self._bodies:  # nor the traceback, which stands in a header as well and is most of a letter
+            facts, delivery.message = replace(facts, body=b"", traceback=None), Message(body=b"")
         self.letters.append(Letter(facts, delivery, hand))
 
     def found(self) -> bool:
-        """Whether nothing is missing. A limit is: it is as long as the first hand."""
-        return not self.wanted
+        """Whether nothing is missing. A limit may be longer than the longest hand."""
+        return not self.wanted if self._by_id else len(self.letters) == self.limit
 
 
 def check_name(agent: str) -> None:

@@ -70,17 +70,19 @@ class Snapshot:
         return next(view for view in self.queues if view.agent == agent and view.kind == kind)
 
 
-async def look(
-    session: Session, agents: Iterable[Agent], names: Names, management: Management | None = None
-) -> Snapshot:
-    """Return the queues of `agents` and of the delay ladder; with `management` also others of the namespace.
+async def look(session: Session, agents: Iterable[str], names: Names, management: Management | None = None) -> Snapshot:
+    """Return the queues of `agents`, by name, and of the delay ladder; with `management` also others of the namespace.
 
     Raises what the session raises: BrokerUnreachable, AccessRefused.
     """
     told = await management.queues(names.namespace) if management is not None else ()
     notes = (f"no rates and no details: {told.reason}",) if isinstance(told, Unavailable) else ()
     details = {} if isinstance(told, Unavailable) else {each.name: each for each in told}
-    ours = {queue.name: (queue.kind, queue.agent) for queue in Topology.of(agents, names.namespace).queues}
+    ours: dict[str, tuple[QueueKind, str | None]] = {
+        queue.name: (queue.kind, queue.agent) for queue in Topology.of([], names.namespace).queues
+    }
+    for agent in agents:
+        ours |= {names.queue(agent): ("work", agent), names.dlq(agent): ("dlq", agent)}
     everything = ours | {name: place(names, name) for name in sorted(details) if name not in ours}
     # One after the other, a millisecond each: aiormq, asked for several at once of which some are missing, opens a
     # channel number that is still closing, and the broker ends the connection [measured: aiormq 7.2.4].
@@ -162,7 +164,7 @@ async def portrait(
     session: Session, agent: Agent, names: Names, management: Management | None = None
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return everything about one agent, and notes on what could not be had."""
-    snapshot = await look(session, [agent], names, management)
+    snapshot = await look(session, [agent.name], names, management)
     queues = [snapshot.of(agent.name, "work"), snapshot.of(agent.name, "dlq")]
     data = overview(agent, snapshot) | {
         "retry": policy(agent.retry),

@@ -28,17 +28,32 @@ class Pace:
     delay: float = 0.0
 
     @classmethod
-    def parse(cls, rate: float | None, delay: str | None) -> Self:
+    def parse(cls, rate: str | None, delay: str | None) -> Self:
         """Read --rate and --delay. Raises UsageError that says what they may be."""
-        if rate is not None and not (math.isfinite(rate) and rate >= _SLOWEST):
-            raise UsageError(f"--rate {rate:g} cannot be used", "it is a number of events per second: 50, or 0.5")
-        try:
-            later = duration.seconds(0 if delay is None else delay)
-        except ValueError as error:
-            raise UsageError("--delay cannot be used", str(error)) from None
-        if later > LONGEST_DELAY:
-            raise UsageError(f"--delay {delay} is too long", f"the longest is {duration.text(LONGEST_DELAY)}")
-        return cls(0.0 if rate is None else 1 / rate, later)
+        return cls(0.0 if rate is None else 1 / _per_second(rate), 0.0 if delay is None else _later(delay))
+
+
+def _per_second(rate: str) -> float:
+    try:
+        number = float(rate)
+    except ValueError:
+        number = math.nan
+    if math.isfinite(number) and number >= _SLOWEST:
+        return number
+    raise UsageError(f"--rate {rate!r:.80} is not allowed", "allowed: a number of events per second: 50, or 0.5")
+
+
+def _later(delay: str) -> float:
+    try:
+        seconds = duration.seconds(delay)
+    except ValueError:
+        seconds = math.inf
+    if seconds <= LONGEST_DELAY:
+        return seconds
+    longest = duration.text(LONGEST_DELAY)
+    raise UsageError(
+        f"--delay {delay!r:.80} is not allowed", f"allowed: a length of time up to {longest}: {duration.FORMS}"
+    )
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ single message that it rejects, which must not cost the deliveries under way.
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -35,6 +36,9 @@ from choreo.transport import (
     QueueStats,
     Server,
 )
+
+# Without it, a program that has not set up logging gets aiormq's account of each refusal beside the error itself.
+logging.getLogger("aiormq").addHandler(logging.NullHandler())
 
 
 class Connector:
@@ -103,8 +107,10 @@ async def _connection(
         connection.kwargs["transport_factory"] = lane  # its constructor drops what it does not know
     try:
         await calls.answer(connection.connect(), broker.connection_timeout)
-    except Exception as error:
-        raise translate.connecting(error, broker, lane.ended if lane is not None else None) from error
+    except Exception as error:  # noqa: BLE001 - it is raised again, as what it means
+        told = translate.connecting(error, broker, lane.ended if lane is not None else None)
+        # Eighty lines of how the client tried say less than the message; of what is no answer of a broker's, they help.
+        raise told from None if isinstance(error, OSError | amqp.AMQPError) else error
     return connection
 
 

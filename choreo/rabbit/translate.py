@@ -40,7 +40,8 @@ def connecting(error: BaseException, broker: BrokerUrl, ended: tuple[int, str] |
     if isinstance(error, amqp.ProbableAuthenticationError | amqp.AuthenticationError):
         return AccessRefused(
             f"the broker at {broker.host}:{broker.port} refused the user {broker.user!r} or its password",
-            "check CHOREO_URL, or CHOREO_PASSWORD_FILE; the user guest is let in from the broker's own machine only",
+            "check CHOREO_URL, or CHOREO_PASSWORD_FILE; guest is let in from the broker's own machine only, and nobody"
+            " else at the broker of choreo dev",
         )
     if isinstance(error, amqp.InvalidFrameError) and "Connection.OpenOk" in text and "Connection.Close" in text:
         # aiormq 7 drops the broker's reason here; the only frame refused at this point is Connection.Open.
@@ -48,7 +49,7 @@ def connecting(error: BaseException, broker: BrokerUrl, ended: tuple[int, str] |
             f"the broker at {broker.host}:{broker.port} refused the virtual host {broker.vhost!r}"
             f" to the user {broker.user!r}",
             "check that it exists (rabbitmqctl list_vhosts) and that the user has permissions in it"
-            " (rabbitmqctl list_permissions)",
+            " (rabbitmqctl list_permissions); the broker of choreo dev has the virtual host / alone",
         )
     if isinstance(error, amqp.ConnectionNotAllowed):
         return AccessRefused(

@@ -25,6 +25,7 @@ from choreo.envelope import Envelope, open_envelope
 from choreo.errors import EnvelopeError, NotEmitted, PublishFailed
 from choreo.event import Event, declaration
 from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
+from choreo.observe import logs
 from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Context, Reaction
 from choreo.runtime.calling import begin, call
@@ -80,8 +81,7 @@ class Courier:
     resources: Any = None
     counters: Counters = field(default_factory=Counters)
     ending: asyncio.Event = field(default_factory=asyncio.Event)  # set before the worker cancels what still runs
-    # Bound here, because structlog's lazy logger costs half a microsecond to ask for its level, a bound one 40 ns.
-    log: structlog.typing.FilteringBoundLogger = field(default_factory=lambda: structlog.get_logger().bind())
+    log: structlog.typing.FilteringBoundLogger = field(default_factory=logs.of_deliveries)
 
     async def deliver(self, session: Session, delivery: Delivery, leave: Callable[[], None] = lambda: None) -> None:
         """Take `delivery` to settled. Only cancellation and a lost session leave it for a redelivery.
@@ -120,7 +120,8 @@ class Courier:
             return error
         self.counters.handled += 1
         if self.log.is_enabled_for(logging.DEBUG):
-            self._log(case).debug("handled", emitted=len(events), seconds=round(time.perf_counter() - began, 6))
+            seconds = round(time.perf_counter() - began, 6)
+            self._log(case).debug("handled", emitted=_topics(events), seconds=seconds)
         return None
 
     async def _recover(self, case: _Case, error: BaseException) -> BaseException | None:
@@ -245,8 +246,7 @@ class Courier:
             await self._bury(case, second, Reason.FAILED)
             return None
         self.counters.handled += 1
-        emitted = [declaration(event).topic for event in events]
-        self._log(case).warning("failed", error=_shown(error), next="otherwise", emitted=emitted)
+        self._log(case).warning("failed", error=_shown(error), next="otherwise", emitted=_topics(events))
         return None
 
     def _retry(self, case: _Case) -> Message:
@@ -317,6 +317,10 @@ class Courier:
             attempt=case.tries,
         )
         return bound
+
+
+def _topics(events: list[Event]) -> list[str]:
+    return [declaration(event).topic for event in events]
 
 
 def _shown(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from choreo import duration
 from choreo.duration import Duration
 from choreo.envelope import seal
 from choreo.errors import PublishRefused, PublishUnknown, UsageError
-from choreo.event import Event, declaration
+from choreo.event import Event, declaration, known
 from choreo.message import Message
 from choreo.rabbit import session as rabbit
 from choreo.retry import LONGEST_DELAY
@@ -34,13 +34,16 @@ class Publisher:
     """Publishes events, each confirmed by the broker. An asynchronous context manager; safe to share between tasks.
 
     A session that was lost is replaced on the next publish. An event without an answer is never sent again by itself:
-    whether a second copy is harmless is the caller's to know.
+    whether a second copy is harmless is the caller's to know. `start`: how an agent is started here, for messages.
     """
 
-    def __init__(self, settings: Settings, connect: Connect, *, source: str = "choreo") -> None:
+    def __init__(
+        self, settings: Settings, connect: Connect, *, source: str = "choreo", start: str = "choreo run NAME"
+    ) -> None:
         self._settings = settings
         self._connect = connect
         self._source = source
+        self._start = start
         self._names = Names(settings.namespace)
         self._session: Session | None = None
         self._connecting = asyncio.Lock()
@@ -91,7 +94,7 @@ class Publisher:
             case Refused("returned" | "missing"):
                 raise PublishRefused(
                     f"no agent listens to {topic!r} in the namespace {self._names.namespace!r}: nothing is stored",
-                    "start the agents once, so that their queues exist: choreo run NAME",
+                    self._mend(topic),
                 )
             case Refused("rejected", detail):
                 raise PublishRefused(
@@ -107,6 +110,13 @@ class Publisher:
                     f"{topic} {message.message_id} may or may not be stored: {result.detail}",
                     "publish it again with the same id if a second copy does no harm",
                 )
+
+    def _mend(self, topic: str) -> str:
+        """Return what to do when nobody listens to `topic`."""
+        kind = known().get(topic)
+        if kind is not None and declaration(kind).terminal:
+            return "it is declared terminal, what a chain of events ends with; publish what begins one"
+        return f"an agent that takes it has to have run once, so that its queue exists: {self._start}"
 
     async def _live(self) -> Session:
         async with self._connecting:

@@ -7,11 +7,9 @@ import contextlib
 import contextvars
 import decimal
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
-from functools import partial
 from itertools import chain
 from typing import Any, Final, NoReturn
 
@@ -22,24 +20,19 @@ from choreo import clock
 from choreo.agent import Agent
 from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.runtime import lifespan, lookout
-from choreo.runtime.arrivals import Arrivals
 from choreo.runtime.delivery import Counters, Courier
+from choreo.runtime.drainers import Drainers, Slice
 from choreo.runtime.window import Turns, Window, affordable, longest_way
 from choreo.settings import Settings
 from choreo.topology import Names, Topology
-from choreo.transport import Connect, Delivery, Session
+from choreo.transport import Connect, Session
 
 _BACKOFF: Final = tenacity.wait_exponential_jitter(multiplier=0.2, exp_base=1.5, max=30, jitter=0.2)
 _LOOK: Final = 1.0  # seconds for the question whether the queues are still there
 _SHORT_LIFE: Final = 10.0  # seconds
 _SPARE_THREADS: Final = 1_000  # made only when they are needed
-_SLICE: Final = 0.01  # seconds of work until the event loop has to turn
-_PARTS: Final = 4  # of the prefetch: what is acknowledged goes out while there is more to do, and the broker sends anew
-_DEFECT_PAUSE: Final = 15.0  # seconds
 _END_TIMEOUT: Final = 3.0  # seconds for what is cancelled to give its delivery back
 GRACE: Final = 4.0  # seconds after the drain time for everything that has to be closed
-
-Arrived = tuple[Session, Delivery]
 
 _logger = structlog.get_logger()
 
@@ -72,16 +65,13 @@ class Worker:
         self._connect = connect
         self._names = Names(settings.namespace)
         self._topology = Topology.of(self.agents, settings.namespace)
-        self._couriers: dict[str, Courier] = {}
-        self._arrived: dict[str, Arrivals[Arrived]] = {}
+        self._drainers: dict[str, Drainers] = {}
+        self._slice = Slice()
         self._look_every = look_every
         self._looking: asyncio.Task[None] | None = None
         self._windows: list[Window] = []  # of the session at hand
         self._prefetch = {agent.name: self._affordable(agent) for agent in self.agents}
-        self._turned = 0.0  # when the event loop last turned, as far as drainers had to know
-        self._turning = False
         self._draining_since: float | None = None  # a time of the loop
-        self._drainers: dict[str, list[asyncio.Task[None]]] = {agent.name: [] for agent in self.agents}
         self._stop = asyncio.Event()
         self._abort = asyncio.Event()
         self._short_lives = 0  # sessions in a row that were lost as soon as they were there
@@ -95,7 +85,7 @@ class Worker:
     @property
     def counters(self) -> dict[str, Counters]:
         """What became of each agent's deliveries so far."""
-        return {name: courier.counters for name, courier in self._couriers.items()}
+        return {name: drainers.courier.counters for name, drainers in self._drainers.items()}
 
     def watch(self, callback: Callable[[Worker], None]) -> None:
         """Call `callback` on each change of state or status."""
@@ -117,14 +107,14 @@ class Worker:
         TopologyMismatch and other configuration errors at once. Later failures of the broker are waited out.
         """
         failure = None
-        decimal.getcontext()  # who first reckons with decimals in a context has changed it
-        self._context = contextvars.copy_context()
+        decimal.getcontext()  # who first reckons with decimals in a context would change it
+        context = contextvars.copy_context()
         async with contextlib.AsyncExitStack() as stack:
             try:
                 for agent in self.agents:
                     resources = await lifespan.enter(stack, agent, self._stop, self._leave_by)
-                    self._couriers[agent.name] = self._courier(agent, stack.enter_context(self._threads()), resources)
-                    self._arrived[agent.name] = self._arrivals(agent)
+                    courier = self._courier(agent, stack.enter_context(self._threads()), resources)
+                    self._drainers[agent.name] = self._drainers_of(courier, context)
                 stack.push_async_callback(self._end_drainers)
                 self.drained = await self._consume_until_stopped()
             except lifespan.StoppedError:
@@ -240,7 +230,7 @@ class Worker:
         return found
 
     def _window(self, session: Session, agent: Agent, turns: Turns) -> Window:
-        arrived = self._arrived[agent.name]
+        arrived = self._drainers[agent.name].arrived
         return Window(
             session,
             self._names.queue(agent.name),
@@ -268,8 +258,8 @@ class Worker:
         self._change(State.WAITING, error.message if isinstance(error, ChoreoError) else repr(error))
         _logger.warning("session lost", error=str(error), server=session.server.version)
         await self._abandon(session)
-        for arrived in self._arrived.values():
-            arrived.take_all()
+        for drainers in self._drainers.values():
+            drainers.arrived.take_all()
 
     async def _abandon(self, session: Session) -> None:
         for window in self._windows:
@@ -277,81 +267,14 @@ class Worker:
         self._windows = []
         await session.close()
 
-    def _arrivals(self, agent: Agent) -> Arrivals[Arrived]:
-        share = max(1, self._settings.prefetch // _PARTS)
-        return Arrivals(self._settings.concurrency, share, partial(self._another, agent))
-
-    def _another(self, agent: Agent) -> bool:
-        """Start one more drainer for `agent`, unless it has one for each delivery that it may hold."""
-        own = self._drainers[agent.name]
-        if len(own) >= self._prefetch[agent.name]:
-            return False
-        # In the worker's context: who makes one necessary may be in the middle of a reaction, which has its own.
-        name = f"{agent.name}-{len(own)}"
-        own.append(asyncio.create_task(self._work(agent), name=name, context=self._context.copy()))
-        return True
-
-    async def _work(self, agent: Agent) -> None:
-        courier, seat = self._couriers[agent.name], self._arrived[agent.name].seat()
-        task = asyncio.current_task()
-        assert task is not None
-        following: Arrived | None = None
-        while True:
-            try:
-                if (following := following or await seat.take()) is None:
-                    return
-                (session, delivery), following = following, None
-                try:
-                    await courier.deliver(session, delivery, seat.leave)
-                except Exception:
-                    # Nothing of the user's code ends here, so this is a defect of choreo's. It must not cost a place in
-                    # the prefetch window for ever, nor become a loop without a pause.
-                    _logger.exception("delivery failed inside choreo", agent=agent.name)
-                    await self._sleep(_DEFECT_PAUSE)
-                    delivery.consumer.requeue(delivery)
-                if task.cancelling():
-                    await asyncio.sleep(0)  # a reaction has cancelled itself and ended: it must not hit the next one
-                if seat.spent or time.monotonic() - self._turned > _SLICE:
-                    self._note_turn()
-                    await seat.rest()
-                if contextvars.copy_context() != self._context:
-                    seat.leave()
-                    self._succeed(task, agent)  # what a reaction has left there is not meant for others
-                    return
-                following = seat.take_now()
-            except asyncio.CancelledError:
-                if courier.ending.is_set():
-                    raise
-                while task.cancelling():  # somebody's timer that fired late, not the worker
-                    task.uncancel()
-
-    def _succeed(self, task: asyncio.Task[None], agent: Agent) -> None:
-        """Have another drainer go on in place of this one, with a context of its own."""
-        own = self._drainers[agent.name]
-        if task in own:  # else all are being ended
-            own.remove(task)
-            self._another(agent)
-
-    def _note_turn(self) -> None:
-        """Note when the loop has turned: reactions that never wait keep it from heartbeats and acknowledgements.
-
-        The slice is that of all drainers together. It begins anew before any of them goes on.
-        """
-        if not self._turning:
-            self._turning = True
-            asyncio.get_running_loop().call_soon(self._has_turned)
-
-    def _has_turned(self) -> None:
-        self._turning, self._turned = False, time.monotonic()
-
     async def _drain(self, session: Session | None) -> bool:
         self._draining_since = asyncio.get_running_loop().time()
         self._change(State.DRAINING, f"draining for at most {self._settings.drain:g} s")
         await asyncio.gather(*(window.cancel() for window in self._windows))
-        for arrived in self._arrived.values():
-            for _, delivery in arrived.take_all():
+        for drainers in self._drainers.values():
+            for _, delivery in drainers.arrived.take_all():
                 delivery.consumer.requeue(delivery)
-            arrived.close()
+            drainers.arrived.close()
         finished = asyncio.ensure_future(self._all_done())
         ends = (finished, self._abort, session.lost) if session is not None else (finished, self._abort)
         await self._first_of(*ends, timeout=self._settings.drain)
@@ -361,26 +284,30 @@ class Worker:
         return drained
 
     async def _all_done(self) -> None:
-        if tasks := self._tasks:
-            await asyncio.wait(tasks)
+        if running := self._running:
+            await asyncio.wait(running)
 
     @property
-    def _tasks(self) -> list[asyncio.Task[None]]:
-        return list(chain.from_iterable(self._drainers.values()))
+    def _running(self) -> list[asyncio.Task[None]]:
+        return list(chain.from_iterable(drainers.running for drainers in self._drainers.values()))
 
     async def _end_drainers(self) -> None:
-        """Cancel what still runs; each hands its delivery back. Once: one may not let itself be cancelled."""
-        for courier in self._couriers.values():
-            courier.ending.set()
-        for arrived in self._arrived.values():
-            arrived.close()  # else whoever is cancelled wakes the next, and starts one more
-        tasks = [task for task in self._tasks if not task.done()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=_END_TIMEOUT)
-        for own in self._drainers.values():
-            own.clear()
+        for drainers in self._drainers.values():
+            drainers.cancel()
+        if running := self._running:
+            await asyncio.wait(running, timeout=_END_TIMEOUT)
+        for drainers in self._drainers.values():
+            drainers.forget()
+
+    def _drainers_of(self, courier: Courier, context: contextvars.Context) -> Drainers:
+        return Drainers(
+            courier,
+            context,
+            concurrency=self._settings.concurrency,
+            held=self._prefetch[courier.agent.name],
+            slice=self._slice,
+            pause=self._sleep,
+        )
 
     def _courier(self, agent: Agent, executor: ThreadPoolExecutor, resources: Any) -> Courier:
         return Courier(

@@ -65,7 +65,9 @@ def login(answer: commands.Connection.StartOk) -> tuple[str, str]:
 
 def refused(mechanism: str) -> AmqpError:
     """Return the error for a user or a password that is not let in."""
-    words = f"Login was refused using authentication mechanism {mechanism}. For details see the broker logfile."
+    words = (
+        f"Login was refused using authentication mechanism {mechanism}. The embedded broker knows guest/guest alone."
+    )
     return AmqpError(403, words)
 
 

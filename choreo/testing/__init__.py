@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from choreo.errors import FaultUnused as FaultUnused
     from choreo.errors import NothingLeft as NothingLeft
     from choreo.errors import NotSettled as NotSettled
     from choreo.errors import ScheduleFailed as ScheduleFailed
@@ -28,6 +29,7 @@ _ROOMS = {
     "Attempt": "testing.record",
     "Emission": "testing.record",
     "Exploration": "testing.explore",
+    "FaultUnused": "errors",
     "Faults": "testing.faults",
     "Hop": "testing.record",
     "NotSettled": "errors",

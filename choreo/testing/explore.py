@@ -14,6 +14,7 @@ from choreo.testing import seeds
 from choreo.testing.faults import Faults
 from choreo.testing.record import Hop
 from choreo.testing.rehearsal import Rehearsal
+from choreo.testing.scenario import NoScenarioError
 
 
 @dataclass(slots=True)
@@ -50,6 +51,8 @@ def rehearse(
         try:
             with logs:
                 rehearsal.run(scenario)
+        except NoScenarioError:
+            raise
         except Exception as error:
             error.__notes__.pop()  # the story, which this tells
             name, number = getattr(scenario, "__name__", "scenario"), each - first + 1

@@ -8,6 +8,7 @@ from enum import StrEnum
 from random import Random
 from typing import Final, NoReturn
 
+from choreo import duration
 from choreo.errors import UsageError
 
 
@@ -18,7 +19,7 @@ class Point(StrEnum):
     BEGUN = "reaction begun"  # it is about to be called
     DONE = "reaction done"  # it has had its effect
     PUBLISHED = "published"  # an event, a retry or a dead letter: the broker has it, the process does not know
-    CONFIRMED = "confirmed"  # and now it does
+    CONFIRMED = "confirmed"  # and now it does; a terminal event that nobody listens to counts too
     SETTLED = "settled"
 
     @classmethod
@@ -67,8 +68,25 @@ class _Order:
     what: Point | str
     agent: str | None
     topic: str | None
+    times: int
     left: int
     seconds: float = 0.0
+    maybe: bool = False
+
+    def __str__(self) -> str:
+        about, agent = self.topic or "any event", self.agent or "any agent"
+        match self.what:
+            case Point(name=name):
+                said = f"crash(Point.{name}) of {agent}, taking {about}"
+            case "lost":
+                said = f"repeat({about}) at {agent}"
+            case "doubled":
+                said = f"double({about})"
+            case "late":
+                said = f"hold({duration.text(self.seconds)}, {about}) at {agent}"
+            case _:
+                said = str(self.what)
+        return f"{said} ({self.left} of {self.times} times)" if self.times > 1 else said
 
     def fits(self, what: Point | str, agent: str | None, topic: str) -> bool:
         return self.left > 0 and self.what == what and self.agent in (None, agent) and self.topic in (None, topic)
@@ -85,9 +103,22 @@ class Fates:
         self._held: dict[tuple[str, str], float] = {}  # by agent and id: seconds that are left
         self._crashes = 0
 
-    def order(self, what: Point | str, agent: str | None, topic: str | None, times: int, seconds: float = 0.0) -> None:
-        """Have `what` happen to the next deliveries that fit."""
-        self._orders.append(_Order(what, agent, topic, times, seconds))
+    def order(
+        self,
+        what: Point | str,
+        agent: str | None,
+        topic: str | None,
+        times: int,
+        seconds: float = 0.0,
+        *,
+        maybe: bool = False,
+    ) -> None:
+        """Have `what` happen to the next deliveries that fit. Unless `maybe`, it is `unused` until it has happened."""
+        self._orders.append(_Order(what, agent, topic, times, times, seconds, maybe))
+
+    def unused(self) -> list[str]:
+        """Return in words what was ordered and has not happened as often as it should."""
+        return [str(each) for each in self._orders if each.left > 0 and not each.maybe]
 
     def latency(self) -> float:
         """Return how long one thing takes from the broker to its client."""
@@ -137,7 +168,7 @@ class Fates:
         if order is not None:
             order.left -= 1
         elif lot:
-            order = _Order(what, agent, topic, 0)
+            order = _Order(what, agent, topic, 0, 0)
         if order is not None:
             self._note(text)
         return order

@@ -8,29 +8,28 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
 
-from choreo import clock, dead_letter, duration, in_process, loader
-from choreo.agent import Agent
+from choreo import clock, dead_letter, duration, in_process
 from choreo.dead_letter import DeadLetter
 from choreo.duration import Duration
 from choreo.embedded import QueueOk
-from choreo.errors import NotSettled, UsageError
+from choreo.errors import FaultUnused, NotSettled, UsageError
 from choreo.event import Event, declaration
 from choreo.runtime.publisher import Publisher, Receipt
 from choreo.settings import Settings
-from choreo.settings import load as load_settings
 from choreo.testing import seeds
+from choreo.testing.cast import Cast, agents_of, name_of
 from choreo.testing.faults import NONE, Fates, Faults, Point
 from choreo.testing.loop import VirtualLoop
 from choreo.testing.process import OWN, RESTART, Process, Stage
 from choreo.testing.record import Attempt, E, Emission, Hop, Record, declared, topic_named
+from choreo.testing.scenario import going, onward
 from choreo.topology import Names
 
 BEGIN: Final = datetime(2030, 1, 1, tzinfo=UTC)  # when every rehearsal begins
 
-Cast = Agent | ModuleType | str
 T = TypeVar("T")
 
 
@@ -82,13 +81,14 @@ class Rehearsal:
         async def play() -> T:
             __tracebackhide__ = True
             async with self:
-                return await scenario(self)
+                return await going(scenario, self)
 
         try:
             with asyncio.Runner(loop_factory=VirtualLoop) as runner:
                 return runner.run(play())
         except Exception as error:
             self._annotate(error)
+            error.__traceback__ = onward(error.__traceback__)
             raise
 
     async def __aenter__(self) -> Self:
@@ -106,7 +106,9 @@ class Rehearsal:
             answered=self._record.answered,
         )
         stage = Stage(host, self._settings, self._fates, self._record)
-        publisher = Publisher(self._settings, lambda: in_process.connect(host), source="rehearsal")
+        publisher = Publisher(
+            self._settings, lambda: in_process.connect(host), source="rehearsal", start="await rehearsal.start(AGENT)"
+        )
         self._begun = _Play(loop, loop.time(), stage, publisher)
         self._stack.enter_context(clock.told(lambda: self.now, loop.time))
         self._stack.callback(random.setstate, random.getstate())
@@ -131,13 +133,19 @@ class Rehearsal:
                     process.kill(None)
         if isinstance(error, Exception):
             self._annotate(error)
+        elif error is None and (unused := self._fates.unused()):
+            raise FaultUnused(
+                f"ordered, and it never happened: {'; '.join(unused)}",
+                "order it before the event that it is for is published, mend agent, event or point,"
+                " or say maybe=True where it need not happen",
+            )
 
     async def start(self, *agents: Cast, resources: Mapping[str, Any] | None = None) -> None:
         """Start agents, or start those anew that are down; without any, all of the project.
 
         Returns when they consume. `resources` as for the rehearsal. Raises what keeps an agent from starting.
         """
-        cast = _cast(agents)
+        cast = agents_of(agents)
         known = {*self._processes, *(agent.name for agent in cast)}
         if strange := set(resources or {}) - known:
             raise UsageError(
@@ -218,28 +226,49 @@ class Rehearsal:
             process.kill(duration.seconds(back_after))
 
     def crash(
-        self, at: Point, agent: Cast | None = None, *, taking: type[Event] | str | None = None, times: int = 1
+        self,
+        at: Point,
+        agent: Cast | None = None,
+        *,
+        taking: type[Event] | str | None = None,
+        times: int = 1,
+        maybe: bool = False,
     ) -> None:
         """Have a process end when a delivery passes the point `at`: that of `agent`, with the event `taking`.
 
         None stands for whichever is next. The process is started anew after a second. At the points `published` and
-        `confirmed`, `taking` is the event that is published.
+        `confirmed`, `taking` is the event that is published. As with `repeat`, `double` and `hold`: the rehearsal ends
+        with FaultUnused when it does not happen so many `times`, unless `maybe`.
         """
-        self._fates.order(Point(at), self._name(agent), topic_named(taking), times)
+        self._fates.order(Point(at), name_of(agent), topic_named(taking), times, maybe=maybe)
 
-    def repeat(self, taking: type[Event] | str | None = None, agent: Cast | None = None, *, times: int = 1) -> None:
+    def repeat(
+        self,
+        taking: type[Event] | str | None = None,
+        agent: Cast | None = None,
+        *,
+        times: int = 1,
+        maybe: bool = False,
+    ) -> None:
         """Have the next deliveries that fit come again after they were settled: their acknowledgement is lost."""
-        self._fates.order("lost", self._name(agent), topic_named(taking), times)
+        self._fates.order("lost", name_of(agent), topic_named(taking), times, maybe=maybe)
 
-    def double(self, event: type[Event] | str | None = None, *, times: int = 1) -> None:
+    def double(self, event: type[Event] | str | None = None, *, times: int = 1, maybe: bool = False) -> None:
         """Have the next events that are published stored twice: both copies, with one id, come to all who listen."""
-        self._fates.order("doubled", None, topic_named(event), times)
+        self._fates.order("doubled", None, topic_named(event), times, maybe=maybe)
 
     def hold(
-        self, by: Duration, taking: type[Event] | str | None = None, agent: Cast | None = None, *, times: int = 1
+        self,
+        by: Duration,
+        taking: type[Event] | str | None = None,
+        agent: Cast | None = None,
+        *,
+        times: int = 1,
+        maybe: bool = False,
     ) -> None:
         """Have the next deliveries that fit come later by so much, behind those that follow them."""
-        self._fates.order("late", self._name(agent), topic_named(taking), times, duration.seconds(by))
+        seconds = duration.seconds(by)
+        self._fates.order("late", name_of(agent), topic_named(taking), times, seconds, maybe=maybe)
 
     # -- what a test looks at -------------------------------------------------------------------------------------
 
@@ -359,40 +388,9 @@ class Rehearsal:
         )
 
     def _chosen(self, agents: Sequence[Cast]) -> list[Process]:
-        names = [self._name(each) for each in agents] if agents else list(self._processes)
+        names = [name_of(each) for each in agents] if agents else list(self._processes)
         unknown = next((name for name in names if name not in self._processes), None)
         if unknown is not None:
             known = ", ".join(self._processes) or "none"
             raise UsageError(f"agent {unknown} is not part of this rehearsal", f"start it first; there are: {known}")
         return [self._processes[name] for name in names if name is not None]
-
-    @staticmethod
-    def _name(agent: Cast | None) -> str | None:
-        if agent is None or isinstance(agent, str):
-            return agent
-        return (agent if isinstance(agent, Agent) else _of_module(agent)).name
-
-
-def _cast(agents: Sequence[Cast]) -> list[Agent]:
-    """Return the agents, loading those that are named."""
-    if not agents:
-        return loader.load_all(load_settings().agents_folder)
-    return [
-        loader.load(each, load_settings().agents_folder)
-        if isinstance(each, str)
-        else each
-        if isinstance(each, Agent)
-        else _of_module(each)
-        for each in agents
-    ]
-
-
-def _of_module(module: ModuleType) -> Agent:
-    agent = getattr(module, "agent", None)
-    if isinstance(agent, Agent):
-        return agent
-    found = [each for each in vars(module).values() if isinstance(each, Agent)]
-    if len(found) != 1:
-        names = ", ".join(each.name for each in found) or "no agent"
-        raise UsageError(f"the module {module.__name__} holds {names}", "name one of them: module.its_agent")
-    return found[0]

@@ -1589,7 +1589,7 @@ async def test_reactions_that_never_wait_let_the_loop_turn(stage: Stage, concurr
     worker = await stage.play(payment, concurrency=concurrency)
     for number in range(40):
         await stage.place(str(number))
-    await eventually(lambda: len(worker._arrived[payment.name]) == 40 - concurrency)
+    await eventually(lambda: len(worker._drainers[payment.name].arrived) == 40 - concurrency)
     gate.set()
     turning = asyncio.create_task(turn())
     await eventually(lambda: len(seen) == 40)

@@ -277,6 +277,19 @@ async def test_look_takes_no_more_than_its_limit(desk: Desk, dlq):
     assert [delivery.redelivered for delivery in await desk.empty(desk.dlq)] == [True] * 20 + [False] * 280
 
 
+async def test_look_takes_more_than_a_prefetch_can_say(desk: Desk, monkeypatch: pytest.MonkeyPatch):
+    """By several hands, and puts all back in order; of a letter that is only listed it keeps what is listed."""
+    monkeypatch.setattr("choreo.operate.hands.MOST_AT_ONCE", 20)  # 65,535, which would take its time
+    await desk.bury(*range(60))
+    look = await desk.letters().look(limit=50, bodies=False)
+    assert [letter.facts.id for letter in look.letters] == ids(range(50))
+    assert look.ready == 60
+    for letter in look.letters:
+        message = letter.delivery.message
+        assert (letter.facts.traceback, letter.facts.body, message.body, message.headers) == (None, b"", b"", {})
+    assert await desk.ids(desk.dlq) == ids(range(60))
+
+
 async def test_nothing_there_is_said_and_no_error(desk: Desk, dlq):
     done = await dlq("list", "a")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "no dead letters of a\n")
@@ -289,8 +302,9 @@ async def test_nothing_there_is_said_and_no_error(desk: Desk, dlq):
 async def test_show_finds_letters_by_id(desk: Desk, dlq):
     """One that is not there is said; what was found is shown nevertheless."""
     await desk.bury(*range(150))
-    found = rows(await dlq("show", "a", "--id", "id-140", "--id", "id-2", "-o", "json"))
-    assert [row["id"] for row in found] == ids([2, 140])
+    for named in (["--id", "id-140", "--id", "id-2"], ["id-140", "id-2"], ["id-140", "--id", "id-2"]):
+        found = rows(await dlq("show", "a", *named, "-o", "json"))
+        assert [row["id"] for row in found] == ids([2, 140])
     partly = await dlq("show", "a", "--id", "id-3", "--id", "id-999", "-o", "jsonl")
     assert json.loads(partly.stdout)["id"] == "id-3"
     assert "id-999" in refused(partly, 3)

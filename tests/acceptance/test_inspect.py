@@ -381,6 +381,7 @@ def test_watch_waits_for_a_broker_that_is_restarted(start_choreo: Start, shop: P
     ("arguments", "code", "says"),
     [
         (("tilt",), 2, "did you mean till?"),
+        (("queue",), 2, "did you mean queues?"),
         (("../../etc/passwd",), 2, "is no name of an agent"),
         (("os:system",), 2, "is a module of Python itself"),
         (("--watch", "--interval", "soon"), 2, "500ms, 30s"),
@@ -409,8 +410,33 @@ def test_error_of_the_users_own_code_surfaces(inspect: Run, shop: Path):
     (shop / "agents" / "broken.py").write_text(
         "from choreo import Agent\nimport nowhere.at.all\nagent = Agent('broken')\n"
     )
-    done = inspect("queues")
+    done = inspect("agents")
     assert done.returncode == 78
     assert "Traceback" in done.stderr
     assert "No module named 'nowhere'" in done.stderr
     assert "agents/broken.py" in done.stderr
+
+
+def test_queues_need_no_code_of_the_users(inspect: Run, shop: Path, namespace: str):
+    """A module that is broken, even one that cannot be parsed, hides no queue; nothing is imported."""
+    (shop / "agents" / "broken.py").write_text("from choreo import Agent\nimport nowhere\nagent = Agent('broken')\n")
+    (shop / "agents" / "torn.py").write_text("def (")
+    rows = by("queue", data(inspect("queues", "-o", "json")))
+    assert {f"{namespace}.till", f"{namespace}.broken", f"{namespace}.torn.dlq"} <= rows.keys()
+
+
+def test_queues_without_an_agents_folder(inspect: Run, namespace: str, tmp_path: Path):
+    """What every agent shares is shown, and why no more is."""
+    done = inspect("queues", "-o", "json", CHOREO_AGENTS=str(tmp_path / "nowhere"))
+    assert f"{namespace}.unclaimed.dlq" in by("queue", json.loads(done.stdout))
+    assert "there is no agents folder" in done.stderr
+    assert "CHOREO_MANAGEMENT_URL" in done.stderr
+
+
+def test_a_file_that_is_left_out_is_said(inspect: Run, shop: Path):
+    """It looks like an agent's, and has no agent where it would be found."""
+    (shop / "agents" / "made.py").write_text("from choreo import Agent\ndef make():\n    return Agent('made')\n")
+    done = inspect("agents")
+    assert done.returncode == 0
+    assert "left out, for want of a line agent = Agent(" in done.stderr
+    assert "made.py" in done.stderr

@@ -315,10 +315,13 @@ BAD = {
     "set without =": (("--set", "total"), 2, ["--set 'total' is no field=value"]),
     "set without field": (("--set", "=1"), 2, ["is no field=value"]),
     "infinity": ((ORDER, "--set", "total=1e999"), 65, ["number"]),
-    "rate 0": ((ORDER, "--rate", "0"), 2, ["--rate 0"]),
-    "rate nan": ((ORDER, "--rate", "nan"), 2, ["--rate nan"]),
-    "no delay": ((ORDER, "--delay", "soon"), 2, ["--delay", "'soon' is not a length of time"]),
-    "delay of a month": ((ORDER, "--delay", "30d"), 2, ["--delay 30d is too long", "12d"]),
+    "rate 0": ((ORDER, "--rate", "0"), 2, ["--rate '0' is not allowed"]),
+    "rate nan": ((ORDER, "--rate", "nan"), 2, ["--rate 'nan' is not allowed"]),
+    "no delay": ((ORDER, "--delay", "soon"), 2, ["--delay", "'soon' is not allowed"]),
+    "delay of a month": ((ORDER, "--delay", "30d"), 2, ["--delay '30d' is not allowed", "12d"]),
+    "a file without @": (("nofile", "--lines"), 2, ["'nofile' is neither JSON nor a file", "@nofile"]),
+    "a file without @ or --lines": (("order.json",), 2, ["'order.json' is neither JSON nor a file", "@order.json"]),
+    "a field without --set": (("order=1001",), 2, ["'order=1001' is no JSON", "--set order=1001"]),
     "empty id": ((ORDER, "--id", ""), 2, ["--id '' is no id"]),
     "long id": ((ORDER, "--correlation-id", "ä" * 128), 2, ["--correlation-id", "255 bytes"]),
     "one id for many": ((ORDER, "--id", "a", "--count", "2"), 2, ["--id is for one event"]),
@@ -382,6 +385,9 @@ def test_nobody_listens(publish: Run, broker_url: str, namespace: str):
     exchange = Exchange(Names(namespace).events, "topic")
     asyncio.run(_declare(broker_url, Topology((exchange,), (), ())))
     failed(publish("order.placed", ORDER), 1, "no agent listens to 'order.placed'", "choreo run")
+    failed(
+        publish("order.closed", '{"order": "1"}'), 1, "no agent listens to 'order.closed'", "it is declared terminal"
+    )
     failed(
         publish("order.placed", ORDER, "--count", "3"),
         1,

@@ -396,7 +396,7 @@ def test_every_event_is_one_line_at_debug(
     assert {line["event_id"] for line in handled} == {"id-1", "id-2"}
     for line in handled:
         assert (line["agent"], line["correlation_id"], line["level"]) == (agent, line["event_id"], "debug")
-        assert line["emitted"] == 1
+        assert line["emitted"] == [f"{agent}.done"]
 
 
 # Saying what is wrong: one message, the right exit code, no traceback, no password.
@@ -487,12 +487,12 @@ def test_hostile_name(choreo: Choreo, project: Path, hostile: str) -> None:
     [
         ([], 2, "--all"),
         (["--all", "NAME"], 2, "--all"),
-        (["NAME", "--concurrency", "0"], 78, "concurrency"),
-        (["NAME", "--prefetch", "65536"], 78, "prefetch"),
-        (["NAME", "--drain", "soon"], 78, "drain"),
-        (["NAME", "--health-port", "70000"], 78, "health_port"),
-        (["NAME", "--url", "http://localhost"], 78, "amqp://"),
-        (["NAME", "--url", "amqp://rabbit.example"], 78, "user"),
+        (["NAME", "--concurrency", "0"], 2, "--concurrency '0'"),
+        (["NAME", "--prefetch", "65536"], 2, "--prefetch '65536'"),
+        (["NAME", "--drain", "soon"], 2, "--drain 'soon'"),
+        (["NAME", "--health-port", "70000"], 2, "--health-port '70000'"),
+        (["NAME", "--url", "http://localhost"], 2, "amqp://"),
+        (["NAME", "--url", "amqp://rabbit.example"], 2, "user"),
         (["json:loads"], 2, "json:loads"),
     ],
 )

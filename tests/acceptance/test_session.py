@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -217,3 +218,24 @@ def ready(port: int) -> tuple[int, str]:
         connection.request("GET", "/ready")
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
+
+
+def test_a_program_without_a_broker_gets_one_clear_error() -> None:
+    """One traceback, and no other account of it: what the client library tried is not chained to it."""
+    program = """
+import asyncio, choreo
+
+async def main():
+    async with choreo.connect("amqp://127.0.0.1:1"):
+        pass
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    first, *_, last = done.stderr.splitlines()
+    assert first.startswith("Traceback")
+    assert last.startswith(
+        "choreo.errors.BrokerUnreachable: no broker can be reached at 127.0.0.1:1: Connection refused;"
+    )
+    assert done.stderr.count("Traceback") == 1
+    assert "aiormq" not in done.stderr

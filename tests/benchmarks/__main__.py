@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from choreo.rabbit.node import Node
-from tests.benchmarks import growth, page
+from tests.benchmarks import growth, page, parts
 from tests.benchmarks.peers import CONTENDERS, Contender
 from tests.benchmarks.referee import WORKLOADS, Referee, Run, RunFailed, Workload
 from tests.benchmarks.results import Comparison, keep
@@ -31,7 +31,7 @@ def main() -> int:
                 for round_ in range(asked.rounds):
                     good &= _round(referee, workload, _rotated(asked.contenders, round_), asked, comparison)
                 comparison.show(workload)
-            group, data = "comparison", comparison.data(asked.contenders, asked.rounds)
+            group, data = "comparison", comparison.data(asked.contenders, asked.rounds) | {"parts": parts.measure()}
     if asked.write:
         page.write(keep(group, data, node.version))
         print(f"\n{page.PAGE} is written", file=sys.stderr)

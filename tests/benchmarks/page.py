@@ -51,6 +51,15 @@ delivery outlasts the broker's patience (see `prefetch` in [settings](settings.m
 """
 
 
+_PARTS: Final = """\
+## Where the time goes
+
+What choreo does for one consumed order with its own envelope, each part by itself and without a broker. To this come
+the sockets, the turns of the event loop and the caches that a real worker shares with all of that: the client CPU above
+has everything.
+"""
+
+
 def write(kept: Mapping[str, Any]) -> None:
     """Write the page and the picture."""
     PAGE.write_text(text(kept))
@@ -60,7 +69,7 @@ def write(kept: Mapping[str, Any]) -> None:
 
 def text(kept: Mapping[str, Any]) -> str:
     """Return the page; a group of workloads that was never run has no section."""
-    return "\n".join(chain([_OPENING], _goals(kept), _comparison(kept), _growth(kept))).rstrip() + "\n"
+    return "\n".join(chain([_OPENING], _goals(kept), _comparison(kept), _parts(kept), _growth(kept))).rstrip() + "\n"
 
 
 def picture(workloads: Mapping[str, goals.Figures]) -> str:
@@ -155,6 +164,14 @@ def _panel(figures: goals.Figures, key: str, title: str, note: str, text: str, *
     ordered = sorted(figures.items(), key=lambda item: float(item[1][key]), reverse=best is max)
     bars = [chart.Bar(_TITLES[name], each[key], text.format(each[key]), name == "choreo") for name, each in ordered]
     return chart.Panel(title, note, bars)
+
+
+def _parts(kept: Mapping[str, Any]) -> Iterator[str]:
+    if (parts := kept.get("comparison", {}).get("parts")) is None:
+        return
+    yield _PARTS
+    rows = [*parts, ("together", sum(each for _, each in parts))]
+    yield _table(("part of the delivery path", "per event"), ((what, f"{each:.1f} µs") for what, each in rows))
 
 
 def _growth(kept: Mapping[str, Any]) -> Iterator[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from typing import Any
 
-from tests.benchmarks import goals, page
+import pytest
+
+from tests.benchmarks import goals, page, parts
 from tests.benchmarks.contenders.order import body
 from tests.benchmarks.peers import CONTENDERS
 from tests.benchmarks.referee import WORKLOADS, Run, Spread
@@ -62,6 +64,13 @@ def kept(ours: float) -> dict[str, Any]:
     workloads = comparison.data([], 3)["workloads"]
     versions = {each.name: "1.0" for each in contenders}
     return {"comparison": {"surroundings": "today", "rounds": 3, "versions": versions, "workloads": workloads}}
+
+
+async def test_the_parts_of_a_delivery_are_measured_while_it_is_handled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_TIMES", 1)
+    found = await parts._measure()
+    assert len(found) == 7
+    assert sum(cost for _, cost in found) > 0
 
 
 def test_a_goal_is_met_or_not_or_was_not_measured() -> None:

@@ -139,12 +139,13 @@ def test_a_broker_of_its_own_beside_the_named_one_when_told_so(start_choreo: Sta
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--broker", "kafka"), "--broker 'kafka' is none"),
+        (("--broker", "kafka"), "--broker 'kafka' is not allowed"),
         (("--broker", "embedded", "--url", "amqp://localhost"), "--url names a broker and --broker starts one"),
         (("--url", "amqp://localhost", "--port", "1"), "--port is for a broker that is started"),
         (("--url", "amqp://localhost", "--persist", "f"), "--persist is for a broker that is started"),
         (("--broker", "rabbitmq", "--persist", "f"), "--persist is for the embedded broker"),
         (("nobody",), "nobody"),
+        (("--persist", "."), "--persist '.' is not allowed"),
     ],
 )
 def test_what_makes_no_sense_is_2(choreo: Run, shop: Path, arguments: tuple[str, ...], words: str):
@@ -263,3 +264,76 @@ def test_a_file_that_cannot_be_used_is_78(choreo: Run, shop: Path):
     done = choreo("dev", "--port", "0", "--persist", str(shop / "nowhere" / "kept.db"))
     assert done.returncode == 78
     assert "nowhere/kept.db cannot keep what the broker holds" in done.stderr
+
+
+def test_every_delivery_is_a_line(dev: Callable[..., Running], choreo: Run, shop: Path):
+    """What was handled and what followed, what failed and what comes next, what is dead."""
+    (shop / "agents" / "greeter.py").write_text(
+        GREETER.replace("    print(", "    if arrived.name == 'bad': raise ValueError('no\\nname')\n    print(")
+    )
+    running = dev()
+    choreo("publish", "visitor.arrived", '{"name": "Ada"}')
+    line = running.wait_for("handled ").rstrip()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d handled  greeter\.greet  visitor\.arrived -> visitor\.greeted  \S+ ms", line)
+    choreo("publish", "visitor.arrived", '{"name": "bad"}')
+    assert running.wait_for("dead ").rstrip().endswith(r"greeter.greet  visitor.arrived  ValueError('no\nname')")
+
+
+@pytest.mark.parametrize("reload", [False, True])
+def test_log_level_leaves_out_what_was_handled(dev: Callable[..., Running], choreo: Run, *, reload: bool):
+    """Also in the process that --reload starts."""
+    arguments = ("--reload",) if reload else ()
+    running = dev(*arguments)
+    choreo("publish", "visitor.arrived", '{"name": "Ada"}')
+    running.wait_for("handled ")
+    running.send(signal.SIGINT)
+    running.wait()
+    running = dev(*arguments, "--log-level", "warning")
+    choreo("publish", "visitor.arrived", '{"name": "Ada"}')
+    running.wait_for("Hello Ada!")
+    running.send(signal.SIGINT)
+    assert running.wait() == 0
+    assert "handled" not in "".join(running.stderr)
+
+
+def test_a_format_that_was_chosen_stays(dev: Callable[..., Running], choreo: Run):
+    """JSON lines are as those of `choreo run`."""
+    running = dev(env={"CHOREO_LOG_FORMAT": "json"})
+    choreo("publish", "visitor.arrived", '{"name": "Ada"}')
+    running.wait_for("Hello Ada!")
+    running.send(signal.SIGINT)
+    assert running.wait() == 0
+    assert json.loads(next(line for line in running.stderr if line.startswith("{")))["event"] == "worker"
+    assert "handled" not in "".join(running.stderr)
+
+
+def test_a_module_that_cannot_be_imported_is_said_before_a_broker_starts(choreo: Run, shop: Path):
+    (shop / "agents" / "greeter.py").write_text("import nothing_of_this_name\n" + GREETER)
+    done = choreo("dev", "--port", "0")
+    assert done.returncode == 78
+    assert "nothing_of_this_name" in done.stderr
+    assert "broker " not in done.stderr
+
+
+def test_reload_waits_for_a_broken_module_to_be_mended(dev: Callable[..., Running], choreo: Run, shop: Path):
+    """The error is shown, the broker stays, and the change that mends it starts the agents."""
+    pytest.importorskip("watchfiles")
+    (shop / "agents" / "greeter.py").write_text("import nothing_of_this_name\n" + GREETER)
+    running = dev("--reload", ready="process ended")
+    assert "nothing_of_this_name" in "".join(running.stderr)
+    (shop / "agents" / "greeter.py").write_text(GREETER)
+    running.wait_for("ready ")
+    choreo("publish", "visitor.arrived", '{"name": "Ada"}')
+    running.wait_for("Hello Ada!")
+
+
+def test_reload_does_not_wait_for_a_misspelt_name(choreo: Run, shop: Path):
+    done = choreo("dev", "--reload", "--port", "0", "greetr")
+    assert done.returncode == 2
+    assert "did you mean greeter?" in done.stderr
+    assert "broker " not in done.stderr
+
+
+def test_files_without_an_agent_are_named(dev: Callable[..., Running], shop: Path):
+    (shop / "agents" / "events.py").write_text("")
+    assert "no agent is declared in events.py" in dev().wait_for("no agent")

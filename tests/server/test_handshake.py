@@ -47,7 +47,7 @@ def test_amqplain_is_spoken(connect: Connect):
 @pytest.mark.parametrize("login", [b"\0guest\0wrong", b"\0nobody\0guest"])
 def test_wrong_credentials_are_403(connect: Connect, login: bytes):
     peer = connect()
-    with pytest.raises(RefusedError, match="ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN"):
+    with pytest.raises(RefusedError, match=r"mechanism PLAIN\. The embedded broker knows guest"):
         peer.open(login=login, capabilities=CLOSES)
     connect().open(login=b"\0guest\0guest")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from choreo.errors import ChoreoError, ConfigurationError, DeclarationError, InvalidName, UnknownAgent
-from choreo.loader import known, load, load_all
+from choreo.loader import forgotten, known, load, load_all, nobody, require, without_agent
 
 Write = Callable[..., Path]
 
@@ -718,3 +718,41 @@ def test_known_imports_neither_agents_nor_choreo(folder: Path, write: Write):
 def test_no_entry_points_of_this_group_are_installed():
     """The tests above count on an environment that offers no agents of its own."""
     assert not importlib.metadata.entry_points(group="choreo.agents")
+
+
+@pytest.fixture
+def half_empty(write: Write) -> Write:
+    """A folder with an agent and files that declare none."""
+    write("payment")
+    write("events", "from choreo import Event")
+    write("__init__", "")
+    write("made", "from choreo import Agent\ndef make(): return Agent('made')")
+    write("more", "from crew.payment import agent\n@agent.on()\nasync def more(placed): ...")
+    return write
+
+
+def test_files_without_an_agent(half_empty: Write, folder: Path):
+    """Those that `load_all` leaves alone; and those of them that look like a mistake."""
+    assert without_agent(folder) == ["events.py", "made.py", "more.py"]
+    assert forgotten(folder) == ["made.py", "more.py"]
+    assert forgotten(folder / "nowhere") == []
+
+
+def test_nobody_names_the_files_that_declare_none(folder: Path, write: Write):
+    write("greeter", "async def greet(): ...")
+    error = nobody(folder)
+    assert error.message == f"there is no agent in {folder}: none is declared in greeter.py"
+    assert 'agent = Agent("name")' in error.way_out
+
+
+def test_require_imports_nothing(folder: Path, write: Write):
+    """It knows names, also of files that are broken."""
+    write("payment", AGENT.format(name="payment") + "    raise RuntimeError")
+    write("new", "")
+    write("broken", "def (")
+    for name in ("payment", "new", "broken", "some.where:agent"):
+        require(name, folder)
+    with pytest.raises(UnknownAgent, match="did you mean payment"):
+        require("paymnt", folder)
+    with pytest.raises(InvalidName):
+        require("Payment", folder)

@@ -244,8 +244,17 @@ async def test_what_a_lifespan_raises_at_its_end_is_raised(rehearsal: Rehearsal)
 
 async def test_nobody_listens(rehearsal: Rehearsal):
     """As with every publisher, and before anything has started too."""
-    with pytest.raises(PublishRefused, match=r"no agent listens to 'rehearsal\.placed'"):
+    with pytest.raises(PublishRefused, match=r"no agent listens to 'rehearsal\.placed'") as caught:
         await rehearsal.publish(Placed(order="1"))
+    assert caught.value.way_out.endswith("await rehearsal.start(AGENT)")
+
+
+async def test_a_terminal_event_is_what_a_chain_ends_with(rehearsal: Rehearsal):
+    """No agent that was started would make a difference, so none is asked for."""
+    await rehearsal.start(new_cast().till)
+    with pytest.raises(PublishRefused, match=r"no agent listens to 'rehearsal\.done'") as caught:
+        await rehearsal.publish(Done(order="1"))
+    assert caught.value.way_out == "it is declared terminal, what a chain of events ends with; publish what begins one"
 
 
 async def test_what_never_settles_is_named(rehearsal: Rehearsal):

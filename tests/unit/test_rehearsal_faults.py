@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ import pytest
 
 from choreo import Agent, Context, Event, Retry
 from choreo.errors import UsageError
-from choreo.testing import Exploration, Faults, Point, Rehearsal, ScheduleFailed, rehearse
+from choreo.testing import Exploration, Faults, FaultUnused, Point, Rehearsal, ScheduleFailed, rehearse
 from tests.conftest import environment
 
 
@@ -433,3 +433,86 @@ def test_chances_are_chances(wrong: dict[str, Any]):
     name = next(iter(wrong))
     with pytest.raises(UsageError, match=f"Faults has {name}="):
         Faults(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("order", "said"),
+    [
+        (lambda it: it.crash(Point.DONE, "till", taking=Done), "crash(Point.DONE) of till, taking fault.done"),
+        (lambda it: it.repeat(Placed, "nobody"), "repeat(fault.placed) at nobody"),
+        (lambda it: it.repeat(), "repeat(any event) at any agent"),
+        (lambda it: it.double(Placed, times=3), "double(fault.placed) (3 of 3 times)"),
+        (lambda it: it.hold("10s", Paid, "clerk"), "hold(10s, fault.paid) at clerk"),
+    ],
+)
+def test_a_fault_that_never_happens_fails_the_rehearsal(order: Callable[[Rehearsal], None], said: str):
+    """A test that passes because nothing went wrong would show nothing. `maybe` says that it may be so."""
+
+    async def scenario(rehearsal: Rehearsal) -> None:
+        shop = Shop()
+        await rehearsal.start(shop.till, shop.clerk)
+        order(rehearsal)
+
+    with pytest.raises(FaultUnused, match=re.escape(f"never happened: {said}")) as caught:
+        Rehearsal().run(scenario)
+    assert "maybe=True" in caught.value.way_out
+    assert "rehearsal with seed" in caught.value.__notes__[0]
+    with pytest.raises(ScheduleFailed, match="FaultUnused"):
+        rehearse(scenario, schedules=1)
+
+
+def test_a_fault_that_happens_too_seldom_is_said():
+    async def scenario(rehearsal: Rehearsal) -> None:
+        shop = Shop()
+        await rehearsal.start(shop.till, shop.clerk)
+        rehearsal.double(Placed, times=3)
+        await rehearsal.publish(Placed(order="1"))
+        await rehearsal.settled()
+
+    with pytest.raises(FaultUnused, match=re.escape("double(fault.placed) (2 of 3 times)")):
+        Rehearsal().run(scenario)
+
+
+def test_maybe_lets_a_fault_stay_unused():
+    async def scenario(rehearsal: Rehearsal) -> None:
+        shop = Shop()
+        await rehearsal.start(shop.till, shop.clerk)
+        rehearsal.crash(Point.DONE, maybe=True)
+        rehearsal.repeat(maybe=True)
+        rehearsal.double(maybe=True)
+        rehearsal.hold("1s", maybe=True)
+
+    Rehearsal().run(scenario)
+
+
+def test_a_scenario_that_fails_does_not_fail_for_its_faults():
+    async def scenario(rehearsal: Rehearsal) -> None:
+        rehearsal.crash(Point.DONE)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Rehearsal().run(scenario)
+
+
+async def test_the_end_of_a_terminal_events_publish_is_a_point_too(rehearsal: Rehearsal):
+    """Nobody listens to it, and its process can end when it knows that."""
+    shop = Shop()
+    await rehearsal.start(shop.till, shop.clerk)
+    rehearsal.crash(Point.CONFIRMED, "clerk")
+    await rehearsal.publish(Placed(order="1"))
+    await rehearsal.settled()
+    assert [each.partition(": ")[2] for each in rehearsal.faults] == ["clerk crashes with fault.done: confirmed"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda: lambda _: None, "<lambda> is a plain function, and a scenario is a coroutine function"),
+        (lambda: scenario_of()(Rehearsal()), "scenario() is given, called already"),
+        (lambda: 17, "17 is no scenario"),
+    ],
+)
+def test_what_is_no_scenario_is_said(given: Callable[[], Any], message: str):
+    """On its first schedule and not as a failure of it."""
+    with pytest.raises(UsageError, match=re.escape(message)):
+        rehearse(given())

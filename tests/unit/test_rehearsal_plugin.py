@@ -144,6 +144,7 @@ def test_failure_names_its_seed_and_what_went_wrong(project: pytest.Pytester):
             "*run just it: rehearse(scenario, seed=*, schedules=1), or pytest --choreo-seed=*",
         ]
     )
+    assert "run_until_complete" not in result.stdout.str()  # the test is shown, and not how the loop came to run it
     seed = re.search(r"or pytest --choreo-seed=(\d+)", result.stdout.str())
     assert seed is not None
 

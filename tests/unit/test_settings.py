@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from choreo.errors import ConfigurationError, InvalidUrl
-from choreo.settings import MAX_PASSWORD, Settings, load
+from choreo.errors import ConfigurationError, InvalidUrl, UsageError
+from choreo.settings import MAX_PASSWORD, Settings, from_command_line, load
 
 SECRET = "s3kr1t"
 
@@ -207,7 +207,7 @@ def test_words_in_any_case(monkeypatch: pytest.MonkeyPatch):
         ("namespace", "shop\n", "a lower-case letter"),
         ("namespace", "s" * 33, "a lower-case letter"),
         ("log_level", "loud", "debug, info, warning, error or critical"),
-        ("log_format", "xml", "auto, pretty or json"),
+        ("log_format", "xml", "auto, pretty, json or compact"),
         ("health_port", "65536", "a port from 1 to 65535"),
     ],
 )
@@ -558,3 +558,29 @@ def test_management_urls(url: str):
 
     assert settings.management_url is not None
     assert settings.management_url.get_secret_value() == url
+
+
+def test_an_option_is_named_as_it_was_written():
+    """A wrong value on the command line is a usage error; the same one from a variable is configuration."""
+    with pytest.raises(UsageError) as caught:
+        from_command_line(health_port="70000")
+    assert caught.value.message == "--health-port '70000' is not allowed"
+    assert caught.value.way_out == "allowed: a port from 1 to 65535, or 0 for any free one"
+    assert from_command_line(drain="5s").name_of("drain") == "--drain"
+
+
+def test_a_url_that_cannot_be_used_is_a_usage_error_on_the_command_line():
+    with pytest.raises(UsageError, match="--url begins with http://"):
+        from_command_line(url="http://localhost")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("CONCURENCI", "CONCURRENCY"), ("AGENT_DIR", None), ("TEST_BROKER", None)]
+)
+def test_a_variable_that_is_like_a_settings_is_doubted(
+    written: str, meant: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    """It may be somebody else's, so it is no error."""
+    monkeypatch.setenv(f"CHOREO_{written}", "1")
+    expected = (f"CHOREO_{written} is no setting; did you mean CHOREO_{meant}?",) if meant else ()
+    assert load().doubts == expected

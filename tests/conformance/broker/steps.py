@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from tests.conformance.broker.driver import Arrived, Client
 
 
@@ -24,7 +26,9 @@ async def drain(client: Client, queue: str) -> list[str]:
 
 
 async def take(client: Client, queue: str) -> Arrived:
-    """Get a message that has to be there, not settled."""
-    got = await client.get(queue)
-    assert got is not None
-    return got
+    """Get a message that has to be there, or to come within some seconds, not settled."""
+    for _ in range(100):
+        if (got := await client.get(queue)) is not None:
+            return got
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{queue} stays empty")

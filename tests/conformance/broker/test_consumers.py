@@ -11,7 +11,6 @@ from tests.conformance.broker.steps import drain, fill, queue, take
 
 Name = Callable[[str], str]
 BOTH = pytest.mark.parametrize("kind", ["classic", "quorum"])
-pytestmark = pytest.mark.since(4, 3)
 
 
 @BOTH
@@ -36,6 +35,7 @@ async def test_prefetch_is_each_consumers(broker: Driver, client: Client, name: 
     assert (one.bodies, two.bodies) == (["a", "b"], ["c", "d", "e"])
 
 
+@pytest.mark.since(4, 3)
 @BOTH
 async def test_a_global_prefetch_is_each_consumers_as_well(
     broker: Driver, client: Client, name: Name, kind: str
@@ -144,6 +144,7 @@ async def test_up_to_a_tag_that_is_settled_is_an_error(client: Client, name: Nam
         await client.call("ack", got[0].tag, multiple=True)
 
 
+@pytest.mark.since(4, 0)
 @BOTH
 async def test_a_single_active_consumer_gets_all_until_it_goes(
     broker: Driver, client: Client, name: Name, kind: str
@@ -179,6 +180,7 @@ async def test_the_next_single_active_consumer_begins_with_what_came_back(
     assert next_one.bodies == ["a", "b", "c"]
 
 
+@pytest.mark.since(4, 0)
 @BOTH
 async def test_priority_among_single_active_consumers(broker: Driver, client: Client, name: Name, kind: str) -> None:
     q = await queue(client, name("q"), x_queue_type=kind, x_single_active_consumer=True)
@@ -194,6 +196,7 @@ async def test_priority_among_single_active_consumers(broker: Driver, client: Cl
     assert (low.bodies, high.bodies) == ((["a"], ["b"]) if kind == "quorum" else (["a", "b"], []))
 
 
+@pytest.mark.since(4, 0)
 async def test_a_single_active_consumer_that_has_to_go_gets_no_more(broker: Driver, client: Client, name: Name) -> None:
     q = await queue(client, name("q"), x_queue_type="quorum", x_single_active_consumer=True)
     await client.call("qos", 2)
@@ -207,6 +210,27 @@ async def test_a_single_active_consumer_that_has_to_go_gets_no_more(broker: Driv
     await client.call("ack", low.got[1].tag)
     await broker.rest()
     assert (low.bodies, high.bodies) == (["a", "b"], ["c", "d"])
+
+
+@pytest.mark.since(4, 0)
+@BOTH
+async def test_of_those_that_wait_to_be_the_single_active_one_a_quorum_queue_takes_the_highest_prefetch(
+    broker: Driver, client: Client, name: Name, kind: str
+) -> None:
+    q = await queue(client, name("q"), x_queue_type=kind, x_single_active_consumer=True)
+    clients, inboxes = [], []
+    for prefetch in (3, 1, 2, 2, 4):
+        clients.append(await broker.client())
+        await clients[-1].call("qos", prefetch)
+        inboxes.append(await clients[-1].consume(q))
+        await broker.rest()
+    await fill(client, q, "a")
+    order = []
+    for _ in clients:
+        await broker.rest()
+        order.append(next(at for at, inbox in enumerate(inboxes) if inbox.got and at not in order))
+        await clients[order[-1]].close()
+    assert order == ([0, 4, 2, 3, 1] if kind == "quorum" else [0, 1, 2, 3, 4])
 
 
 async def test_an_exclusive_consumer_is_alone(broker: Driver, client: Client, name: Name) -> None:
@@ -240,6 +264,7 @@ async def test_classic_priorities(broker: Driver, client: Client, name: Name) ->
     assert await drain(client, q) == ["high", "higher", "low", "also low", "none"]
 
 
+@pytest.mark.since(4, 3)
 async def test_quorum_priorities(broker: Driver, client: Client, name: Name) -> None:
     q = await queue(client, name("q"), x_queue_type="quorum")
     for body, priority in (("none", None), ("4", 4), ("0", 0), ("5", 5), ("31", 31), ("99", 99), ("3", 3)):

@@ -14,7 +14,6 @@ from tests.conformance.broker.steps import drain, fill, queue, take
 Name = Callable[[str], str]
 BOTH = pytest.mark.parametrize("kind", ["classic", "quorum"])
 LEAST = {"x_dead_letter_strategy": "at-least-once", "x_overflow": "reject-publish", "x_queue_type": "quorum"}
-pytestmark = pytest.mark.since(4, 3)
 
 
 def deaths(message: Arrived) -> list[dict[str, Any]]:
@@ -28,6 +27,7 @@ def told(message: Arrived) -> dict[str, Any]:
     return {key: value for key, value in message.headers.items() if key.startswith(("x-first", "x-last"))}
 
 
+@pytest.mark.since(4, 0)
 @pytest.mark.parametrize("how", ["classic", "quorum", "at-least-once"])
 async def test_a_rejected_message_tells_of_its_death(broker: Driver, client: Client, name: Name, how: str) -> None:
     more: dict[str, str] = LEAST if how == "at-least-once" else {"x_queue_type": how}
@@ -70,6 +70,7 @@ async def test_an_expired_message_keeps_its_expiration_in_its_death_only(
     ]
 
 
+@pytest.mark.since(4, 0)
 @BOTH
 async def test_deaths_of_the_same_reason_in_the_same_queue_are_counted(
     broker: Driver, client: Client, name: Name, kind: str
@@ -150,6 +151,7 @@ async def test_the_death_does_not_tell_of_bcc(broker: Driver, client: Client, na
     assert deaths(await take(client, dlq))[0]["routing-keys"] == [q, "cc"]
 
 
+@pytest.mark.since(4, 0)
 async def test_what_a_publisher_says_of_deaths_stays_as_it_is_until_there_is_one(
     broker: Driver, client: Client, name: Name
 ) -> None:
@@ -206,6 +208,7 @@ async def test_the_shorter_of_both_times_counts(broker: Driver, client: Client, 
     assert await drain(client, q) == []
 
 
+@pytest.mark.since(4, 3)
 async def test_at_least_once_waits_for_a_route(broker: Driver, client: Client, name: Name) -> None:
     dlq, q = name("dlq"), name("q")
     await queue(client, q, x_dead_letter_exchange="", x_dead_letter_routing_key=dlq, x_max_length=3, **LEAST)
@@ -230,6 +233,49 @@ async def test_what_is_too_much_for_a_classic_queue_is_dead_lettered(
     assert await drain(client, q) == (["b", "c"] if overflow == "drop-head" else ["a", "b"])
     dead = await take(client, dlq)
     assert (dead.body, dead.headers["x-death"][0]["reason"]) == ("a" if overflow == "drop-head" else "c", "maxlen")
+
+
+async def test_of_several_rejected_at_once_those_of_higher_priority_die_first(
+    broker: Driver, client: Client, name: Name
+) -> None:
+    dlq = await queue(client, name("dlq"))
+    q = await queue(client, name("q"), x_max_priority=3, x_dead_letter_exchange="", x_dead_letter_routing_key=dlq)
+    inbox = await client.consume(q)
+    for body, priority in (("low", None), ("high", 2), ("also low", 0)):
+        await client.publish(body, key=q, priority=priority)
+        await broker.rest()
+    await client.call("nack", inbox.got[-1].tag, multiple=True, requeue=False)
+    await broker.rest()
+    assert await drain(client, dlq) == ["high", "low", "also low"]
+
+
+async def test_of_several_that_were_got_the_first_dies_first(broker: Driver, client: Client, name: Name) -> None:
+    dlq = await queue(client, name("dlq"))
+    q = await queue(client, name("q"), x_max_priority=3, x_dead_letter_exchange="", x_dead_letter_routing_key=dlq)
+    got = []
+    for body, priority in (("low", None), ("high", 2), ("also low", 0)):
+        await client.publish(body, key=q, priority=priority)
+        got.append(await take(client, q))
+    await client.call("nack", got[-1].tag, multiple=True, requeue=False)
+    await broker.rest()
+    assert await drain(client, dlq) == ["low", "high", "also low"]
+
+
+@BOTH
+async def test_several_rejected_at_once_die_before_the_queue_goes_on(
+    broker: Driver, client: Client, name: Name, kind: str
+) -> None:
+    dlq = await queue(client, name("dlq"))
+    q = await queue(client, name("q"), x_queue_type=kind, x_dead_letter_exchange="", x_dead_letter_routing_key=dlq)
+    await client.call("qos", 2)
+    await fill(client, q, *"ab")
+    inbox = await client.consume(q)
+    await fill(client, q, "c")
+    await client.publish("expired", key=q, expiration="20")
+    await broker.wait(0.3)
+    await client.call("nack", inbox.got[1].tag, multiple=True, requeue=False)
+    await broker.rest()
+    assert await drain(client, dlq) == ["a", "b", "expired"]
 
 
 async def test_drop_head_at_a_quorum_queue(broker: Driver, client: Client, name: Name) -> None:

@@ -11,7 +11,6 @@ from tests.conformance.broker.driver import Client, Closed, Driver
 from tests.conformance.broker.steps import fill, queue
 
 Name = Callable[[str], str]
-pytestmark = pytest.mark.since(4, 3)
 INTEGER = '"expected integer, got longstr"'
 UNLIKE = "PRECONDITION_FAILED - inequivalent arg"
 LOCKED = (
@@ -102,9 +101,10 @@ async def test_properties_that_only_classic_queues_have(
             {"arguments": {"x-max-length": 5, "x-expires": 100_000}},
             "'x-expires' for {q}: received the value '100000' of type 'signedint' but current is none",
         ),
-        (
+        pytest.param(
             {"arguments": {"x-max-length": 5, "x-queue-type": "quorum"}},
             "'x-queue-type' for {q}: received 'quorum' but current is 'classic'",
+            marks=pytest.mark.since(4, 0),
         ),
         (
             {"arguments": {"x-max-length": 5}, "auto_delete": True},
@@ -212,7 +212,14 @@ async def test_an_exchange_declared_otherwise(client: Client, name: Name, given:
             ("amq.x", "direct"),
             {},
         ),
-        (406, "PRECONDITION_FAILED - unknown exchange type 'blah'", "exchange_declare", ("x1", "blah"), {}),
+        pytest.param(
+            406,
+            "PRECONDITION_FAILED - unknown exchange type 'blah'",
+            "exchange_declare",
+            ("x1", "blah"),
+            {},
+            marks=pytest.mark.since(4, 0),
+        ),
         (
             406,
             f"{UNLIKE} 'type' for exchange 'amq.topic' in vhost '/': received 'direct' but current is 'topic'",
@@ -335,6 +342,7 @@ async def test_a_quorum_queue_is_deleted_without_condition(client: Client, name:
     )
 
 
+@pytest.mark.since(4, 3)
 async def test_a_single_active_consumer_leaves_nothing_to_get(client: Client, name: Name) -> None:
     words = 'basic.get operations are not supported by <<"quorum">> queues with single active consumer'
     q = await queue(client, name("q"), x_queue_type="quorum", x_single_active_consumer=True)
@@ -373,6 +381,7 @@ async def test_arguments_that_no_consumer_has(broker: Driver, client: Client, na
     )
 
 
+@pytest.mark.since(4, 3)
 async def test_a_pattern_with_too_many_hashes(client: Client, name: Name) -> None:
     q = await queue(client, name("q"))
     code, text = await refused(client, "queue_bind", q, "amq.topic", "#.#.#.a")

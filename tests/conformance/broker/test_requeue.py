@@ -22,7 +22,7 @@ async def test_a_classic_queue_puts_a_message_back_to_its_place(client: Client, 
     assert await drain(client, q) == ["a", "b", "d"]
 
 
-@pytest.mark.since(4, 3)
+@pytest.mark.since(4, 0)
 async def test_a_quorum_queue_puts_messages_back_before_all_others_in_the_order_of_coming_back(
     client: Client, name: Name
 ) -> None:
@@ -48,7 +48,7 @@ async def test_without_a_delivery_limit_messages_come_back_before_all_others_as_
     assert await drain(client, q) == ["b", "a", "d"]
 
 
-@pytest.mark.since(4, 3)
+@pytest.mark.since(4, 0)
 @BOTH
 async def test_several_come_back_in_the_order_in_which_they_were_delivered(
     broker: Driver, client: Client, name: Name, kind: str
@@ -77,6 +77,23 @@ async def test_a_closed_channel_gives_everything_back_in_order(
     assert await drain(client, q) == ["a", "b", "c", "d"]
 
 
+@BOTH
+async def test_a_closed_channel_gives_back_to_a_queue_that_came_after_another_one_of_its_name(
+    broker: Driver, client: Client, name: Name, kind: str
+) -> None:
+    q = await queue(client, name("q"), x_queue_type=kind)
+    other = await broker.client()
+    for body in "ab":
+        await fill(client, q, body)
+        await take(other, q)
+        if body == "a":
+            await client.call("queue_delete", q)
+            await queue(client, q, x_queue_type=kind)
+    await other.close()
+    await broker.rest()
+    assert await drain(client, q) == ["b"]
+
+
 async def seen(client: Client, q: str) -> tuple[bool, object, object]:
     got = await take(client, q)
     await client.call("nack", got.tag)
@@ -97,7 +114,6 @@ async def test_a_nack_counts_as_acquired_and_a_reject_as_failed_too(broker: Driv
     assert await seen(client, q) == (True, 3, 1)
 
 
-@pytest.mark.since(4, 3)
 async def test_a_classic_queue_counts_nothing(broker: Driver, client: Client, name: Name) -> None:
     q = await queue(client, name("q"))
     await fill(client, q, "a")
@@ -197,7 +213,6 @@ async def test_a_classic_queue_hands_on_a_count_that_it_does_not_show(
     assert (dead.redelivered, dead.headers.get("x-delivery-count")) == (True, 2)
 
 
-@pytest.mark.since(4, 3)
 async def test_a_count_that_came_along_beyond_the_limit_ends_a_message_that_is_only_given_back(
     broker: Driver, client: Client, name: Name
 ) -> None:

@@ -80,7 +80,6 @@ async def test_direct_and_fanout(client: Client, name: Name, kind: str, there: b
     ],
     ids=str,
 )
-@pytest.mark.since(4, 3)
 async def test_headers(
     client: Client, name: Name, wanted: dict[str, Any], headers: dict[str, Any], there: bool
 ) -> None:

@@ -12,7 +12,6 @@ from tests.conformance.broker.driver import Client, Closed, Driver
 from tests.conformance.broker.steps import fill, queue
 
 Name = Callable[[str], str]
-pytestmark = pytest.mark.since(4, 3)
 
 
 @pytest.fixture
@@ -49,6 +48,7 @@ async def test_from_a_time_on(broker: Driver, client: Client, stream: str, offse
     assert inbox.bodies == list("abcd")
 
 
+@pytest.mark.since(4, 0)
 async def test_credit_comes_back_with_any_settlement(broker: Driver, client: Client, stream: str) -> None:
     await client.call("qos", 1)
     inbox = await client.consume(stream, arguments={"x-stream-offset": "first"})
@@ -87,9 +87,19 @@ OFFSET = '{{invalid_stream_offset_arg,{{longstr,<<"x">>}}}}'
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        ({"no_ack": True}, 540, "NOT_IMPLEMENTED - automatic acknowledgement not supported by stream {q}"),
+        pytest.param(
+            {"no_ack": True},
+            540,
+            "NOT_IMPLEMENTED - automatic acknowledgement not supported by stream {q}",
+            marks=pytest.mark.since(4, 0),
+        ),
         ({"arguments": {"x-priority": 1}}, 406, f"{ARGUMENT} 'x-priority' for {{q}} of queue type rabbit_stream_queue"),
-        ({"arguments": {"x-stream-offset": "x"}}, 406, f"{ARGUMENT} 'x-stream-offset' for {{q}}: {OFFSET}"),
+        pytest.param(
+            {"arguments": {"x-stream-offset": "x"}},
+            406,
+            f"{ARGUMENT} 'x-stream-offset' for {{q}}: {OFFSET}",
+            marks=pytest.mark.since(4, 3),
+        ),
     ],
 )
 async def test_a_consumer_that_a_stream_cannot_have(
@@ -100,6 +110,7 @@ async def test_a_consumer_that_a_stream_cannot_have(
     assert (closed.value.code, closed.value.text) == (code, words.format(q=f"queue '{stream}' in vhost '/'"))
 
 
+@pytest.mark.since(4, 0)
 async def test_a_consumer_without_prefetch(client: Client, stream: str) -> None:
     await client.call("qos", 0)
     with pytest.raises(Closed) as closed:

@@ -1,0 +1,68 @@
+"""What a command that cannot go on says on stderr: what is wrong, and on the next line what to do about it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import choreo
+
+
+def complain(message: str, way_out: str = "") -> None:
+    """Say what went wrong, and what to do about it."""
+    typer.echo(f"choreo: {message}", err=True)
+    if way_out:
+        typer.echo(f"  {way_out}", err=True)
+
+
+def of_usage(error: Any) -> None:
+    """Say in our own style what typer says of a command line: an unknown option, a missing argument."""
+    message, context = str(error.format_message()).strip(), error.ctx
+    if context is None or message.startswith("Usage:"):  # nothing was said, so this is the help
+        typer.echo(message, err=True)
+        return
+    usage = " ".join(context.get_usage().split()).removeprefix("Usage: ").replace("{", "").replace("}", "")
+    known = getattr(context.command, "commands", {})
+    hint = f"known: {', '.join(known)}" if known else usage
+    complain(f"{message[:1].lower()}{message[1:]}".removesuffix("."), f"{hint}; more by {context.command_path} --help")
+
+
+def of_import(module: str, error: Exception) -> None:
+    """Show the traceback of an error in a user's module, and say at its end what failed, where, and what to do."""
+    found, frames = traceback.TracebackException.from_exception(error), traceback.extract_tb(error.__traceback__)
+    theirs = [number for number, frame in enumerate(frames) if _is_of_the_user(frame.filename)]
+    # From their own module on: the way there is not theirs.
+    found.stack = traceback.StackSummary.from_list(frames[theirs[0] if theirs else len(frames) :])
+    found.__notes__ = []
+    typer.echo("".join(found.format()), err=True, nl=False)
+    place = ""
+    if isinstance(error, SyntaxError):
+        place = f" ({_near(error.filename or '?')}, line {error.lineno})"
+    elif theirs:
+        place = f" ({_near(frames[theirs[-1]].filename)}, line {frames[theirs[-1]].lineno})"
+    what = " ".join(list(found.format_exception_only())[-1].split())
+    if isinstance(error, ModuleNotFoundError):
+        way_out = f"mend the import, or install it into {sys.prefix}, where this choreo runs"
+    else:
+        way_out = "the traceback above shows how it came there"
+    complain(f"{module} cannot be imported{place}: {what}", way_out)
+
+
+def _is_of_the_user(file: str) -> bool:
+    libraries = (choreo.__file__, typer.__file__, importlib.__file__)
+    folders = [
+        *(str(Path(each).parent) for each in libraries),
+        *map(sysconfig.get_path, ("purelib", "platlib", "stdlib")),
+    ]
+    return not file.startswith((*folders, "<frozen")) and Path(file).exists()
+
+
+def _near(file: str) -> str:
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
