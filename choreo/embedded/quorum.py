@@ -123,7 +123,7 @@ class QuorumQueue(Queue):
 
     def _precedence(self, consumer: Consumer) -> tuple[float, ...]:
         """See Queue; of those of one priority, whoever may have most at once."""
-        return consumer.priority, consumer.credit
+        return consumer.priority, consumer.limit
 
     # -- dead-lettering at least once -----------------------------------------------------------------------------
 

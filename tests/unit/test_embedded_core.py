@@ -305,3 +305,21 @@ def test_a_settlement_on_a_full_connection_brings_nothing(connection: Connection
     assert bodies(sent) == b"1"
     connection.go_on()
     assert bodies(sent) == b"12"
+
+
+def test_a_full_connection_keeps_its_consumers_place_in_the_line(
+    broker: Broker, connection: Connection, channel: Channel, sent: list[Sent]
+) -> None:
+    """Of those that wait to be the single active one, the highest prefetch comes first, whoever is full just then."""
+    first, other = (broker.connect().open_channel(1, lambda _: None) for _ in range(2))
+    alone = {"x-queue-type": "quorum", "x-single-active-consumer": True}
+    first.queue_declare("q", durable=True, arguments=alone)
+    first.consume("q", "active")
+    for each, prefetch in ((other, 1), (channel, 10)):
+        each.qos(prefetch)
+        each.consume("q", str(prefetch))
+    connection.hold()
+    first.close()
+    other.publish("", "q", PLAIN, b"1")
+    connection.go_on()
+    assert bodies(sent) == b"1"
