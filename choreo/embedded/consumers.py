@@ -27,7 +27,7 @@ class Consumer:
         self.no_ack = no_ack
         self.exclusive = exclusive
         self.arguments = arguments
-        self.limit = inf if no_ack or not channel.prefetch else channel.prefetch
+        self.limit = inf if (no_ack and not queue.limits_all) or not channel.prefetch else channel.prefetch
         self.credit = 0 if channel.connection.full else self.limit
         self.priority: int = arguments.get("x-priority", 0)
         self.held = 0

@@ -22,6 +22,7 @@ class Queue:
     """A classic queue, and what the other types have in common with it. `owner`: the connection it is exclusive to."""
 
     _keeps_turn = True
+    limits_all = False  # consumers that acknowledge nothing have their prefetch too
 
     def __init__(
         self,

@@ -35,11 +35,13 @@ class QuorumQueue(Queue):
     """A quorum queue: it counts failed deliveries, and can wait until its dead letters have arrived."""
 
     _keeps_turn = False
+    limits_all = True
 
     def __init__(self, broker: Broker, name: str, arguments: Mapping[str, Any], **properties: Any) -> None:
         self._waiting: deque[Entry] = deque()  # to be dead-lettered, not tried yet
         self._stuck: list[_Dying] = []  # tried, and not arrived
         self._retry: float | None = None
+        self._sated: list[Consumer] = []  # they acknowledge nothing, and have been given something
         self._publishers: set[object] = set()
         self._blocked: set[object] = set()
         super().__init__(broker, name, arguments, **properties)
@@ -79,6 +81,22 @@ class QuorumQueue(Queue):
         """Forget a publisher that is gone."""
         self._publishers.discard(publisher)
         self._blocked.discard(publisher)
+
+    def dispatch(self) -> None:
+        """See Queue; who acknowledges nothing may have more again when nobody else can have any."""
+        super().dispatch()
+        while self._sated:
+            sated, self._sated = self._sated, []
+            for consumer in sated:
+                self._release(consumer)
+            super().dispatch()
+
+    def _hand(self, consumer: Consumer, entry: Entry) -> None:
+        super()._hand(consumer, entry)
+        if consumer.no_ack:
+            self.held += 1
+            consumer.held += 1
+            self._sated.append(consumer)
 
     def shown(self, entry: Entry) -> Properties:
         """See Queue."""

@@ -35,6 +35,23 @@ async def test_prefetch_is_each_consumers(broker: Driver, client: Client, name: 
     assert (one.bodies, two.bodies) == (["a", "b"], ["c", "d", "e"])
 
 
+async def test_who_acknowledges_nothing_has_its_prefetch_at_a_quorum_queue(
+    broker: Driver, client: Client, name: Name
+) -> None:
+    """It shows in how what comes back at once is shared out."""
+    q = await queue(client, name("q"), x_queue_type="quorum")
+    holder = await broker.client()
+    await holder.consume(q)
+    await fill(client, q, *"abcd")
+    await client.call("qos", 1)
+    one = await client.consume(q, no_ack=True)
+    await client.call("qos", 3)
+    two = await client.consume(q)
+    await holder.close()
+    await broker.rest()
+    assert (one.bodies, two.bodies) == (["a"], ["b", "c", "d"])
+
+
 @pytest.mark.since(4, 3)
 @BOTH
 async def test_a_global_prefetch_is_each_consumers_as_well(
