@@ -69,19 +69,34 @@ async def shortened(plan: Plan, other: Other) -> Plan:
 
 
 async def compare(plans: Iterator[Plan], other: Other) -> None:
-    """Play all plans, several at once; fail with the first one that differs."""
+    """Play all plans; fail with the first one that differs."""
+    plan = await first_that_differs(plans, other)
+    if plan is not None:
+        short = await shortened(plan, other)
+        found = await other.difference(short) or "it differed only once"
+        again = f"CHOREO_TEST_PLAN='{short.dumps()}' pytest tests/conformance/broker/test_model.py"
+        pytest.fail(f"{found}\nplay it again:\n  {again}", pytrace=False)
 
-    async def work() -> None:
+
+async def first_that_differs(plans: Iterator[Plan], other: Other) -> Plan | None:
+    """Play all plans, several at once, until one differs."""
+
+    async def work() -> Plan | None:
         for plan in plans:
             if await other.difference(plan):
-                short = await shortened(plan, other)
-                found = await other.difference(short)
-                again = f"CHOREO_TEST_PLAN='{short.dumps()}' pytest tests/conformance/broker/test_model.py"
-                pytest.fail(f"{found}\nplay it again:\n  {again}", pytrace=False)
+                return plan
+        return None
 
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(AT_ONCE):
-            tasks.create_task(work())
+    tasks = [asyncio.create_task(work()) for _ in range(AT_ONCE)]
+    try:
+        for task in asyncio.as_completed(tasks):
+            if (plan := await task) is not None:
+                return plan
+    finally:
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return None
 
 
 Plans = Callable[[], Iterator[Plan]]
