@@ -122,6 +122,8 @@ class QuorumQueue(Queue):
         self.dispatch()
         if self._limited:
             self._drop_surplus()
+            if self._timed:
+                self.drop_expired()  # which may be at the head only now
 
     # -- single active consumer -----------------------------------------------------------------------------------
 

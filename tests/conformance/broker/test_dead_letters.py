@@ -278,6 +278,34 @@ async def test_several_rejected_at_once_die_before_the_queue_goes_on(
     assert await drain(client, dlq) == ["a", "b", "expired"]
 
 
+async def test_what_is_expired_dies_when_it_comes_to_the_head_of_a_quorum_queue_that_was_too_long(
+    broker: Driver, client: Client, name: Name
+) -> None:
+    dlq = await queue(client, name("dlq"))
+    q = await queue(
+        client,
+        name("q"),
+        x_queue_type="quorum",
+        x_max_length=2,
+        x_dead_letter_exchange="",
+        x_dead_letter_routing_key=dlq,
+    )
+    holders = []
+    for bodies, expiration in (("a", None), ("bc", "20")):
+        holders.append(await broker.client())
+        await holders[-1].call("qos", len(bodies))
+        await holders[-1].consume(q)
+        for body in bodies:
+            await client.publish(body, key=q, expiration=expiration if body == "c" else None)
+    await broker.wait(0.3)
+    await holders[1].close()
+    await broker.rest()
+    assert await drain(client, dlq) == []
+    await holders[0].close()
+    await broker.rest()
+    assert (await drain(client, dlq), await drain(client, q)) == (["b", "c"], ["a"])
+
+
 async def test_drop_head_at_a_quorum_queue(broker: Driver, client: Client, name: Name) -> None:
     q = await queue(client, name("q"), x_queue_type="quorum", x_max_length=2)
     await fill(client, q, *"abcd")
