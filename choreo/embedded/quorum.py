@@ -64,8 +64,6 @@ class QuorumQueue(Queue):
         """A publisher is refused from when the limit is passed until a fifth of it is free again."""
         if self.terms.overflow == "drop-head" or publisher is None:
             return True
-        if self._blocked and not self._is_over(*self._load(), share=_SOFT):
-            self._blocked.clear()
         if publisher not in self._publishers:
             self._publishers.add(publisher)
             if self._is_over(*self._load()):
@@ -76,6 +74,21 @@ class QuorumQueue(Queue):
         super()._drop_surplus()
         if self.terms.overflow != "drop-head" and self._is_over(*self._load()):
             self._blocked |= self._publishers
+
+    def _reopen(self) -> None:
+        """Take publishes again, if enough is gone: from now on, even when what was delivered comes back."""
+        if self._blocked and not self._is_over(*self._load(), share=_SOFT):
+            self._blocked.clear()
+
+    def _take(self) -> Entry:
+        entry = super()._take()
+        self._reopen()
+        return entry
+
+    def drop_expired(self) -> None:
+        """See Queue."""
+        super().drop_expired()
+        self._reopen()
 
     def leave(self, publisher: object) -> None:
         """Forget a publisher that is gone."""
@@ -172,6 +185,7 @@ class QuorumQueue(Queue):
                 self._stuck.append(dying)
                 self._retry = self._retry or self.broker.now + _PATIENCE
                 self._set_alarm()
+        self._reopen()
 
     def _arrives(self, dying: _Dying) -> bool:
         """Publish to all queues that do not have it yet; say whether all have it now."""
@@ -218,7 +232,9 @@ class QuorumQueue(Queue):
         self._waiting.clear()
         self._stuck.clear()
         self._retry = None
-        return super().purge() + len(dying)
+        count = super().purge() + len(dying)
+        self._reopen()
+        return count
 
     def stored(self) -> Iterator[Stored]:
         """See Queue."""

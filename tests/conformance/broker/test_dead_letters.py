@@ -337,6 +337,22 @@ async def test_reject_publish_at_a_quorum_queue_lasts_until_a_fifth_is_free(
     assert again == ["nack", "ack", "ack"]
 
 
+async def test_a_full_quorum_queue_takes_publishes_again_though_what_was_delivered_has_come_back(
+    broker: Driver, client: Client, name: Name
+) -> None:
+    q = await queue(client, name("q"), x_queue_type="quorum", x_max_length=5, x_overflow="reject-publish")
+    for body in "abcdef":
+        assert await client.publish(body, key=q) == "ack"
+        await broker.rest()
+    held = await take(client, q)
+    await client.get(q, no_ack=True)
+    await client.call("nack", held.tag)
+    await broker.rest()
+    assert await client.publish("g", key=q) == "ack"
+    await broker.rest()
+    assert await client.publish("h", key=q) == "nack"
+
+
 async def test_length_counts_what_is_ready(broker: Driver, client: Client, name: Name) -> None:
     q = await queue(client, name("q"), x_max_length=1)
     await fill(client, q, "a")
