@@ -48,14 +48,14 @@ def is_cycle(message: Message, queue: str) -> bool:
 
 def shown(message: Message, more: Mapping[str, Any] | None = None) -> Properties:
     """Return the properties as a consumer sees them: with `more` headers, and those that tell of its deaths."""
-    headers = {**(message.properties.headers or {}), **(more or {})}
+    headers = dict(more or {})
     if message.first_death and message.last_death:
         headers["x-death"] = [_table(death) for death in message.deaths]
         for name, value in zip(("reason", "queue", "exchange"), message.first_death, strict=True):
             headers[f"x-first-death-{name}"] = value
         for name, value in zip(("reason", "queue", "exchange"), message.last_death, strict=True):
             headers[f"x-last-death-{name}"] = value
-    return message.properties.replaced(headers, expires=not message.deaths)
+    return message.properties.with_headers(headers, expires=not message.deaths)
 
 
 def _table(death: Death) -> dict[str, Any]:

@@ -14,13 +14,13 @@ class Properties(Protocol):
     """What the core reads of a message's properties, and the one way in which it changes them.
 
     `BasicProperties` is the plain form. A front may bring its own, such as bytes from the wire that are decoded only
-    when asked for: what is published as an object of one class is delivered as that object, or as what its `replaced`
-    returned. Objects are never changed.
+    when asked for: what is published as an object of one class is delivered as that object, or as what its
+    `with_headers` returned. Objects are never changed.
     """
 
     @property
     def headers(self) -> Mapping[str, Any] | None:
-        """The header table; None when there is none. Only read for a headers exchange and before `replaced`."""
+        """The header table; None when there is none. Only read for a headers exchange."""
         ...
 
     @property
@@ -48,8 +48,11 @@ class Properties(Protocol):
         """Who says to have published. Read at every publish."""
         ...
 
-    def replaced(self, headers: Mapping[str, Any], *, expires: bool) -> Self:
-        """Return these properties with `headers` in place of theirs, and without expiration unless `expires`."""
+    def with_headers(self, headers: Mapping[str, Any], *, expires: bool) -> Self:
+        """Return these properties with `headers` too, and without expiration unless `expires`.
+
+        Each is in place of theirs of the same name; one that is None is taken away.
+        """
         ...
 
 
@@ -80,9 +83,11 @@ class BasicProperties:
             return None
         return headers.get("CC", []), headers.get("BCC", [])
 
-    def replaced(self, headers: Mapping[str, Any], *, expires: bool) -> Self:
+    def with_headers(self, headers: Mapping[str, Any], *, expires: bool) -> Self:
         """See Properties."""
-        return replace(self, headers=headers, expiration=self.expiration if expires else None)
+        merged = {**(self.headers or {}), **headers}
+        kept = {name: value for name, value in merged.items() if value is not None or name not in headers}
+        return replace(self, headers=kept, expiration=self.expiration if expires else None)
 
 
 class Death(NamedTuple):

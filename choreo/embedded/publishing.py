@@ -23,8 +23,7 @@ def published(exchange: str, routing_key: str, properties: Properties, body: byt
         shown, hidden = (_keys(name, value) for name, value in zip(("CC", "BCC"), copies, strict=True))
         keys = (routing_key, *shown, *hidden)
         if hidden:
-            kept = {name: value for name, value in (properties.headers or {}).items() if name != "BCC"}
-            properties = properties.replaced(kept, expires=True)
+            properties = properties.with_headers({"BCC": None}, expires=True)
     if sender is not None and sender != user:
         raise AmqpError(406, f"user_id property set to '{sender}' but authenticated user was '{user}'")
     return Message(exchange, keys, properties, body, ttl, hidden)

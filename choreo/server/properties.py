@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Self
 
 from choreo.rabbit import decode, encode
@@ -17,7 +17,6 @@ _REPLY_TO: Final = bytes((len(REPLY_TO),)) + REPLY_TO.encode()
 _SIZES: Final = dict(
     zip(b"tbBsuIilLfdDTVSxFA", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0, -1, -1, -1, -1), strict=True)
 )
-_DEPTH: Final = 64  # what `decode` reads
 _CC: Final = b"\x02CC"
 _BCC: Final = b"\x03BCC"
 
@@ -51,7 +50,7 @@ class RawProperties:
         try:
             end = self._find(raw, raw[0] << 8 | raw[1])
             if self._end > self._start:
-                _check_table(raw, self._start + 4, self._end, 1)
+                _check_table(raw, self._start + 4, self._end)
         except (IndexError, struct.error):
             end = -1
         if end != len(raw):
@@ -111,8 +110,9 @@ class RawProperties:
             return None
         if self.raw.find(_CC, self._start, self._end) < 0 and self.raw.find(_BCC, self._start, self._end) < 0:
             return None
-        headers = self.headers or {}
-        return (headers.get("CC", []), headers.get("BCC", [])) if "CC" in headers or "BCC" in headers else None
+        found = b"".join(field for name, field in self._fields() if name in (b"CC", b"BCC"))
+        headers = decode.message(_HEADERS.to_bytes(2) + _U32.pack(len(found)) + found, b"").headers
+        return (headers.get("CC", []), headers.get("BCC", [])) if headers else None
 
     @property
     def wants_direct_reply(self) -> bool:
@@ -124,7 +124,7 @@ class RawProperties:
         at = self._reply_to_at
         return type(self)(self.raw[:at] + encode.short(queue) + self.raw[at + len(_REPLY_TO) :])
 
-    def replaced(self, headers: Mapping[str, Any], *, expires: bool) -> Self:
+    def with_headers(self, headers: Mapping[str, Any], *, expires: bool) -> Self:
         """See Properties."""
         raw, tail = self.raw, self.raw[self._end :]
         flags = (raw[0] << 8 | raw[1]) | _HEADERS
@@ -132,36 +132,53 @@ class RawProperties:
             flags &= ~_EXPIRATION
             at = self._expiration_at
             tail = raw[self._end : at] + raw[at + 1 + raw[at] :]
-        return type(self)(flags.to_bytes(2) + raw[2 : self._start] + encode.table(dict(headers)) + tail)
+        names = {name.encode() for name in headers}
+        fields = [field for name, field in self._fields() if name not in names]
+        fields.append(encode.table({name: value for name, value in headers.items() if value is not None})[4:])
+        table = b"".join(fields)
+        return type(self)(flags.to_bytes(2) + raw[2 : self._start] + _U32.pack(len(table)) + table + tail)
+
+    def _fields(self) -> Iterator[tuple[bytes, bytes]]:
+        """Return the name of each header, and its name and value as they came: what is not asked for is not decoded."""
+        raw, at = self.raw, self._start + 4
+        while at < self._end:
+            start, at = at, at + 1 + raw[at]
+            size = _SIZES[raw[at]]
+            end = at + 1 + size if size >= 0 else at + 5 + _U32.unpack_from(raw, at + 1)[0]
+            yield raw[start + 1 : at], raw[start:end]
+            at = end
 
 
-def _check_table(raw: bytes, at: int, end: int, depth: int) -> None:
-    """Raise ValueError unless `raw` has fields from `at` to `end`, and nothing else; names and texts are any bytes."""
-    while at < end:
-        at = _skip(raw, at + 1 + raw[at], end, depth)
-    if at != end:
-        raise ValueError("malformed table")
+def _check_table(raw: bytes, at: int, end: int) -> None:
+    """Raise ValueError unless `raw` has fields from `at` to `end`, and nothing else; names and texts are any bytes.
 
-
-def _skip(raw: bytes, at: int, end: int, depth: int) -> int:
-    """Return where the value at `at` ends."""
-    kind = raw[at]
-    if kind == 0x53:  # S, by far the commonest
-        return at + 5 + _U32.unpack_from(raw, at + 1)[0]  # type: ignore[no-any-return]
-    size = _SIZES.get(kind)
-    if size is None or depth > _DEPTH:
-        raise ValueError("unknown type of a field, or too deep")
-    if size >= 0:
-        return at + 1 + size
-    start = at + 5
-    stop: int = start + _U32.unpack_from(raw, at + 1)[0]
-    if stop > end:
-        raise ValueError("malformed field")
-    if kind == 0x46:  # F
-        _check_table(raw, start, stop, depth + 1)
-    elif kind == 0x41:  # A
-        while start < stop:
-            start = _skip(raw, start, stop, depth + 1)
-        if start != stop:
-            raise ValueError("malformed list")
-    return stop
+    Tables may be in each other as deep as they like: that RabbitMQ takes them is reason enough.
+    """
+    around = [(end, True)]  # where each table and list that `at` is in ends, and whether its values have names
+    while around:
+        end, named = around[-1]
+        if at >= end:
+            if at > end:
+                raise ValueError("malformed table")
+            around.pop()
+            continue
+        if named:
+            at += 1 + raw[at]
+        kind = raw[at]
+        if kind == 0x53:  # S, by far the commonest
+            at += 5 + _U32.unpack_from(raw, at + 1)[0]
+            continue
+        size = _SIZES.get(kind)
+        if size is None:
+            raise ValueError("unknown type of a field")
+        if size >= 0:
+            at += 1 + size
+            continue
+        stop = at + 5 + _U32.unpack_from(raw, at + 1)[0]
+        if stop > end:
+            raise ValueError("malformed field")
+        if kind in b"FA":
+            around.append((stop, kind == 0x46))
+            at += 5
+        else:
+            at = stop

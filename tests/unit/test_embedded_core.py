@@ -90,7 +90,7 @@ def test_a_message_that_goes_straight_through_keeps_the_publishers_properties(
     """A front may keep bytes in them that nobody has decoded."""
 
     class Raw(BasicProperties):
-        def replaced(self, headers: object, *, expires: bool) -> Any:
+        def with_headers(self, headers: object, *, expires: bool) -> Any:
             raise AssertionError
 
     raw = Raw()

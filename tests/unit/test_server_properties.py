@@ -56,21 +56,29 @@ def test_what_is_not_there_is_none():
 
 
 @pytest.mark.parametrize("expires", [True, False])
-def test_replacing_the_headers_changes_nothing_else(expires: bool):
+def test_headers_are_added_or_replaced_and_nothing_else_changes(expires: bool):
     """Whatever stands before and behind them; a dead letter loses its expiration."""
-    found = RawProperties(everything()).replaced({"x": 1}, expires=expires)
+    found = RawProperties(everything()).with_headers({"x": 1, "number": "none", "flag": None}, expires=expires)
     message = decode.message(found.raw, b"")
-    assert message.headers == {"x": 1}
+    left = {name: value for name, value in HEADERS.items() if name not in ("number", "flag")}
+    assert message.headers == left | {"x": 1, "number": "none"}
     assert found.expiration == ("5000" if expires else None)
     assert (message.content_type, message.correlation_id, message.reply_to, message.message_id) == ("t", "c", "r", "m")
     assert (message.type, message.app_id, found.user_id, found.delivery_mode) == ("y", "a", "guest", 2)
 
 
 def test_headers_where_there_were_none():
-    assert (
-        RawProperties(b"\x10\0\x02").replaced({"x": 1}, expires=True).raw
-        == b"\x30\0" + encode.table({"x": 1}) + b"\x02"
-    )
+    found = RawProperties(b"\x10\0\x02").with_headers({"x": 1}, expires=True)
+    assert found.raw == b"\x30\0" + encode.table({"x": 1}) + b"\x02"
+
+
+def test_headers_stay_the_bytes_that_came():
+    """A short number is not made a long one, and what nobody can decode is carried on."""
+    fields = b"\x01ss\x00\x07" + b"\x01uu\x00\x07" + b"\x01fS\0\0\0\x01\xff"
+    found = RawProperties(b"\x20\0" + struct.pack(">I", len(fields)) + fields)
+    more = encode.table({"x": 1})[4:]
+    table = struct.pack(">I", len(fields + more)) + fields + more
+    assert found.with_headers({"x": 1}, expires=True).raw == b"\x20\0" + table
 
 
 def test_direct_reply_to_is_replaced_in_its_place():
@@ -109,12 +117,21 @@ def test_properties_that_are_cut_or_too_long_are_refused(cut: int):
             RawProperties(raw)
 
 
-def test_a_table_deeper_than_anybody_reads_is_refused():
-    table = encode.table({"a": 1})
-    for _ in range(70):
-        table = struct.pack(">I", len(table) + 3) + b"\x01aF" + table
-    with pytest.raises(ValueError, match="too deep"):
-        RawProperties(b"\x20\0" + table)
+@pytest.mark.parametrize("kind", [b"F", b"A"])
+def test_tables_and_lists_are_as_deep_as_they_like(kind: bytes):
+    """RabbitMQ sets no limit. Beside them, what the broker has to know is read, and dead letters carry them on."""
+    name = b"\x01a" if kind == b"F" else b""
+    value = b"t\x01"
+    for _ in range(5_000):
+        inner = name + value
+        value = kind + struct.pack(">I", len(inner)) + inner
+    fields = b"\x01a" + value + encode.table({"CC": ["k"]})[4:]
+    found = RawProperties(b"\x20\0" + struct.pack(">I", len(fields)) + fields)
+    assert found.copies == (["k"], [])
+    assert found.with_headers({"CC": None}, expires=True).raw[6:] == b"\x01a" + value
+    for lie in (value.replace(b"t\x01", b"t"), value.replace(b"t\x01", b"Z\x01"), value.replace(b"t\x01", b"t\x01t")):
+        with pytest.raises(ValueError, match=r"malformed|unknown"):
+            RawProperties(b"\x20\0" + struct.pack(">I", len(lie) + 2) + b"\x01a" + lie)
 
 
 @given(st.text(max_size=60), st.text(max_size=60), st.booleans(), st.booleans())

@@ -30,7 +30,7 @@ from choreo.embedded import (
 
 @dataclass
 class Closed(Exception):
-    """The broker has closed the channel or the connection."""
+    """The broker has closed the channel or the connection; 0 when it did not say why."""
 
     code: int
     text: str
@@ -228,7 +228,7 @@ class AmqpClient:
                 code = next((code for code, name in NAMES.items() if text.startswith(name)), None)
                 if code:
                     raise Closed(code, text) from error
-            raise
+            raise Closed(0, repr(why or error)) from error
 
     async def publish(
         self, body: str, exchange: str = "", key: str = "", *, mandatory: bool = False, **properties: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 from dataclasses import dataclass, field
@@ -143,11 +144,12 @@ class Play:
                     return self.seen
             await self._drain()
         finally:
-            await self.main.call("queue_delete", self.queue)
-            await self.main.call("queue_delete", self.dead)
-            await self.main.call("exchange_delete", self.exchange)
-            for desk in (*self.desks, Desk(self.main)):
-                await desk.client.close()
+            with contextlib.suppress(Closed):  # by the broker, before all was done
+                await self.main.call("queue_delete", self.queue)
+                await self.main.call("queue_delete", self.dead)
+                await self.main.call("exchange_delete", self.exchange)
+                for desk in (*self.desks, Desk(self.main)):
+                    await desk.client.close()
         return self.seen
 
     async def _declare(self) -> None:
