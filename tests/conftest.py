@@ -51,6 +51,12 @@ def release(server: Path) -> str:
     return found.name.removeprefix("rabbit-").removesuffix(".ez")
 
 
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what the tests start: as a shell's background job, they would inherit that it is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_report_header() -> str:
     if EMBEDDED:
         return "the embedded broker, in place of RabbitMQ"

@@ -66,6 +66,19 @@ def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
     return made
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Fail a plain function that asks for a rehearsal and rehearses nothing: it has proven nothing."""
+    done = yield
+    rehearsal: Any = pyfuncitem.funcargs.get("rehearsal")
+    if rehearsal is not None and not rehearsal.begun and "rehearsal" in inspect.signature(pyfuncitem.obj).parameters:
+        way_out = (
+            f"make it a coroutine, `async def {pyfuncitem.originalname}(rehearsal)`, or call rehearsal.run(SCENARIO)"
+        )
+        pytest.fail(f"nothing was rehearsed: {way_out}", pytrace=False)
+    return done
+
+
 @pytest.fixture
 def rehearsal() -> Rehearsal:
     """A `choreo.testing.Rehearsal` of its own for the test: ``await rehearsal.start(payment)`` begins it."""

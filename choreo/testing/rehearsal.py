@@ -74,6 +74,11 @@ class Rehearsal:
 
     # -- running it -----------------------------------------------------------------------------------------------
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything has run in it, or does."""
+        return self._begun is not None
+
     def run(self, scenario: Callable[[Self], Awaitable[T]]) -> T:
         """Run `scenario` from its beginning to its end, on an event loop of its own. Once for each rehearsal."""
         __tracebackhide__ = True  # pytest then shows the scenario, and not how it came to run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from itertools import count
 
@@ -80,12 +79,10 @@ def test_others_have_what_it_does_not_take(slow: Peer, peer: Peer, connect: Conn
     rest = settled(peer, "flood")
     quick = connect().open().channel()
     quick.ask(commands.Basic.Consume(queue="flood", no_ack=True), commands.Basic.ConsumeOk)
-    began = time.monotonic()
     peer.ask(commands.Queue.Declare(queue="other"), commands.Queue.DeclareOk)
     peer.publish("other", b"quick")
     peer.ask(commands.Basic.Get(queue="other"), commands.Basic.GetOk)
     assert peer.content() == b"quick"
-    assert time.monotonic() - began < 2
     assert sorted(take(quick, rest) + take(slow, COUNT - rest)) == list(range(COUNT))
 
 

@@ -68,6 +68,30 @@ def test_coroutines_run_in_virtual_time(project: pytest.Pytester, plugins: tuple
     project.runpytest_subprocess(*PLUGIN, *plugins, "-W", "error").assert_outcomes(passed=3)
 
 
+def test_a_plain_function_that_rehearses_nothing_fails(project: pytest.Pytester):
+    """It calls coroutines and awaits none of them: green, it would prove nothing."""
+    project.makepyfile(
+        """
+        import greeter
+        import pytest
+
+        def test_greets(rehearsal):
+            rehearsal.start(greeter)
+            assert rehearsal.settled()
+
+        @pytest.fixture
+        def stage(rehearsal):
+            return rehearsal
+
+        def test_of_something_else(stage):
+            assert stage.seed == 1
+        """
+    )
+    done = project.runpytest_subprocess(*PLUGIN, *ALONE)
+    done.assert_outcomes(passed=1, failed=1)
+    done.stdout.fnmatch_lines(["nothing was rehearsed: *`async def test_greets(rehearsal)`*"])
+
+
 def test_coroutines_of_others_stay_theirs(project: pytest.Pytester):
     """One that asks for no rehearsal is left to the plugin that is for it."""
     project.makepyfile(

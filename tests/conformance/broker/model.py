@@ -124,12 +124,12 @@ class Play:
     pause: float = 0.0
     seen: list[Any] = field(default_factory=list)
     desks: list[Desk] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)  # of queues and exchanges, and what each is shown as
     published: int = 0
 
     async def run(self) -> list[Any]:
         """Return what was seen after each step, and what is left at the end. It stops at the first difference."""
-        self.names = {secrets.token_hex(6): each for each in ("work", "dead", "exchange")}
-        self.queue, self.dead, self.exchange = self.names
+        self.queue, self.dead, self.exchange = map(self._made, ("work", "dead", "exchange"))
         self.main = await self.driver.client()
         await self.main.call("queue_declare", self.dead, durable=True, arguments={"x-queue-type": self.plan.dead})
         await self.main.call("exchange_declare", self.exchange, self.plan.exchange)
@@ -151,6 +151,12 @@ class Play:
                 for desk in (*self.desks, Desk(self.main)):
                     await desk.client.close()
         return self.seen
+
+    def _made(self, name: str) -> str:
+        """Return a name that nobody else has, for what is shown as `name`."""
+        made = secrets.token_hex(6)
+        self.names[made] = name
+        return made
 
     async def _declare(self) -> None:
         dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": self.dead}
@@ -332,5 +338,7 @@ class Play:
         if step.how > 1:
             return None
         count: int = await self.main.call("queue_delete", self.queue)
+        # Under the old name, RabbitMQ has what is still held of the old queue settle messages of the new one, or crash.
+        self.queue = self._made("work")
         await self._declare()
         return count
