@@ -190,9 +190,10 @@ class Rehearsal:
         if not isinstance(event, Event):
             raise UsageError(f"what is published is {event!r:.60}", "publish an event: an object of a class of Event")
         event_id = event_id or f"{self._fates.random.getrandbits(128):032x}"
+        options: Any = {"delay": delay, "correlation_id": correlation_id, "event_id": event_id}
         if self._fates.doubles(declaration(event).topic):
-            await self._play.publisher.publish(event, delay=delay, correlation_id=correlation_id, event_id=event_id)
-        return await self._play.publisher.publish(event, delay=delay, correlation_id=correlation_id, event_id=event_id)
+            await self._play.publisher.publish(event, **options)
+        return await self._play.publisher.publish(event, **options)
 
     async def settled(self, *, within: Duration = "30d") -> None:
         """Let time pass until nothing waits any more: every delivery is settled, every delay is over.
@@ -386,11 +387,8 @@ class Rehearsal:
 
     def _held(self, queue: QueueOk) -> list[str]:
         unsettled = self._play.stage.host.broker.unsettled(queue.queue)
-        return (
-            [f"{queue.queue} has {queue.messages} ready and {unsettled} unsettled"]
-            if queue.messages or unsettled
-            else []
-        )
+        found = f"{queue.queue} has {queue.messages} ready and {unsettled} unsettled"
+        return [found] if queue.messages or unsettled else []
 
     def _chosen(self, agents: Sequence[Cast]) -> list[Process]:
         names = [name_of(each) for each in agents] if agents else list(self._processes)
