@@ -20,6 +20,7 @@ from choreo.embedded.changes import (
 )
 from choreo.embedded.channel import Channel
 from choreo.embedded.connection import Connection
+from choreo.embedded.exchanges import Binding
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.message import BasicProperties, Death, Message, Properties
 from choreo.embedded.sent import Ack, Cancelled, Consuming, Deliver, Got, Nack, QueueOk, Returned, Sent, Sink
@@ -28,6 +29,7 @@ __all__ = [
     "Ack",
     "AmqpError",
     "BasicProperties",
+    "Binding",
     "Bound",
     "Broker",
     "Cancelled",

@@ -221,7 +221,7 @@ class Broker:
         for exchange in self.exchanges.values():
             for binding in exchange.bindings.values():
                 if declaring.outlasts(self, binding):
-                    yield Bound(*binding)
+                    yield Bound(binding)
         held = [
             each
             for one in self._connections

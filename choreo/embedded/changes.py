@@ -8,8 +8,9 @@ call belong together: a crash between them could lose a message on its way from 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+from choreo.embedded.exchanges import Binding
 from choreo.embedded.message import Message
 
 
@@ -46,21 +47,13 @@ class QueueDeleted(NamedTuple):
 class Bound(NamedTuple):
     """A binding between durable ends is there."""
 
-    source: str
-    destination: str
-    to: Literal["queue", "exchange"]
-    key: str
-    arguments: Mapping[str, Any]
+    binding: Binding
 
 
 class Unbound(NamedTuple):
     """A binding between durable ends is gone."""
 
-    source: str
-    destination: str
-    to: Literal["queue", "exchange"]
-    key: str
-    arguments: Mapping[str, Any]
+    binding: Binding
 
 
 class Stored(NamedTuple):

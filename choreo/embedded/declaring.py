@@ -101,7 +101,7 @@ def bind(broker: Broker, binding: Binding) -> None:
     if broker.exchanges[binding.source].add(binding):
         broker.topology_changed()
         if broker.journal and outlasts(broker, binding):
-            broker.journal(Bound(*binding))
+            broker.journal(Bound(binding))
 
 
 def unbind(broker: Broker, binding: Binding) -> None:
@@ -113,7 +113,7 @@ def unbind(broker: Broker, binding: Binding) -> None:
     if source.remove(binding):
         broker.topology_changed()
         if broker.journal and outlasting:
-            broker.journal(Unbound(*binding))
+            broker.journal(Unbound(binding))
         _delete_if_done(broker, source)
 
 
@@ -151,7 +151,7 @@ def redo(broker: Broker, change: Change) -> None:
             delete_exchange(broker, broker.exchanges[name])
         case QueueDeclared(name, auto_delete, given):
             declare_queue(broker, name, given, None, durable=True, auto_delete=auto_delete)
-        case Bound():
-            bind(broker, Binding(*change))
-        case Unbound():
-            unbind(broker, Binding(*change))
+        case Bound(binding):
+            bind(broker, binding)
+        case Unbound(binding):
+            unbind(broker, binding)

@@ -22,6 +22,7 @@ class Queue:
     """A classic queue, and what the other types have in common with it. `owner`: the connection it is exclusive to."""
 
     _keeps_turn = True
+    _tells_place = False  # of each message to its consumer, by a header
     limits_all = False  # consumers that acknowledge nothing have their prefetch too
 
     def __init__(
@@ -229,7 +230,8 @@ class Queue:
             consumer.held += 1
             channel.unsettled[tag] = Held(self, entry, consumer)
         redelivered = bool(entry.returns or entry.failures)
-        properties = self.shown(entry) if redelivered or message.deaths else message.properties
+        plain = not (redelivered or message.deaths or self._tells_place)
+        properties = message.properties if plain else self.shown(entry)
         channel.sink(
             Deliver(consumer.tag, tag, redelivered, message.exchange, message.keys[0], properties, message.body)
         )

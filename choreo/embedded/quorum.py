@@ -57,7 +57,7 @@ class QuorumQueue(Queue):
         return self.broker.now + 0.001 if expires == self.broker.now else expires
 
     def _load(self) -> tuple[int, int]:
-        dying = [*self._waiting, *(each.entry for each in self._stuck)]
+        dying = self._dying()
         return len(self.line) + len(dying), self.bytes + sum(len(entry.message.body) for entry in dying)
 
     def _admits(self, message: Message, publisher: object) -> bool:
@@ -177,6 +177,9 @@ class QuorumQueue(Queue):
         else:
             self._try_waiting()
 
+    def _dying(self) -> list[Entry]:
+        return [*self._waiting, *(each.entry for each in self._stuck)]
+
     def _try_waiting(self) -> None:
         while self._waiting and len(self._stuck) < _OUTSTANDING:
             entry = self._waiting.popleft()
@@ -226,7 +229,7 @@ class QuorumQueue(Queue):
 
     def purge(self) -> int:
         """See Queue; what is dying is purged as well."""
-        dying = [*self._waiting, *(each.entry for each in self._stuck)]
+        dying = self._dying()
         for entry in dying:
             self.forget(entry)
         self._waiting.clear()
@@ -239,7 +242,7 @@ class QuorumQueue(Queue):
     def stored(self) -> Iterator[Stored]:
         """See Queue."""
         yield from super().stored()
-        yield from map(self.storing, [*self._waiting, *(each.entry for each in self._stuck)])
+        yield from map(self.storing, self._dying())
 
     def _line_up(self, entry: Entry, dying: str | None) -> None:
         if dying is None:

@@ -14,9 +14,9 @@ from choreo.embedded.dead_letters import shown
 from choreo.embedded.exchanges import field_type
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.lines import Entry
-from choreo.embedded.message import Message
+from choreo.embedded.message import Message, Properties
 from choreo.embedded.queues import Queue
-from choreo.embedded.sent import Deliver, QueueOk
+from choreo.embedded.sent import QueueOk
 from choreo.message import FarTime
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 class StreamQueue(Queue):
     """A stream. Each message is a chunk of its own; whole segments are dropped when a new one begins."""
+
+    _tells_place = True
 
     def __init__(self, broker: Broker, name: str, arguments: Mapping[str, Any], **properties: Any) -> None:
         self._log: deque[Entry] = deque()
@@ -56,7 +58,7 @@ class StreamQueue(Queue):
         return True
 
     def _append(self, entry: Entry, time: float) -> None:
-        entry.kept, entry.expires = True, time
+        entry.kept, entry.expires, entry.failures = True, time, 0
         size, segment = len(entry.message.body), self._segments[-1]
         if segment[1] + size > self.terms.segment and segment[1]:
             segment = [entry.number, 0]
@@ -136,19 +138,15 @@ class StreamQueue(Queue):
             self._read(consumer)
 
     def _read(self, consumer: Consumer) -> None:
-        channel = consumer.channel
         consumer.next = max(consumer.next, self._first)
         while consumer.next < self.number and not consumer.cancelled and consumer.held < consumer.credit:
             entry = self._log[consumer.next - self._first]
-            message = entry.message
-            channel.last_tag = tag = channel.last_tag + 1
-            consumer.held += 1
-            self.held += 1
             consumer.next += 1
-            channel.unsettled[tag] = Held(self, entry, consumer)
-            properties = shown(message, {"x-stream-offset": entry.number})
-            key = message.keys[0]
-            channel.sink(Deliver(consumer.tag, tag, False, message.exchange, key, properties, message.body))  # noqa: FBT003
+            self._hand(consumer, entry)
+
+    def shown(self, entry: Entry) -> Properties:
+        """See Queue."""
+        return shown(entry.message, {"x-stream-offset": entry.number})
 
     def settle(self, entry: Entry, consumer: Consumer) -> None:
         """See Queue."""

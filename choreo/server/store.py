@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Self, cast
 
 from choreo.embedded import (
+    Binding,
     Bound,
     Change,
     Counted,
@@ -112,7 +113,7 @@ class Store:
                 yield QueueDeclared(name, bool(auto_delete), _arguments(given))
         with closing(execute("SELECT * FROM bindings")) as rows:
             for source, destination, to, key, given in rows:
-                yield Bound(source, destination, to, _text(key), _arguments(given))
+                yield Bound(Binding(source, destination, to, _text(key), _arguments(given)))
         with closing(execute("SELECT * FROM messages ORDER BY queue, number")) as rows:
             for queue, number, way, properties, body, expires, failures, dying in rows:
                 yield Stored(queue, number, _message(way, properties, body), expires, failures, dying)
@@ -203,11 +204,11 @@ def _declaring(change: Change) -> list[_Statement]:
                 ("DELETE FROM messages WHERE queue = ?", (name,)),
                 ("DELETE FROM bindings WHERE destination = ? AND to_ = 'queue'", (name,)),
             ]
-        case Bound():
-            return [("INSERT OR REPLACE INTO bindings VALUES (?, ?, ?, ?, ?)", _binding(change))]
-        case Unbound():
+        case Bound(binding):
+            return [("INSERT OR REPLACE INTO bindings VALUES (?, ?, ?, ?, ?)", _binding(binding))]
+        case Unbound(binding):
             where = "source = ? AND destination = ? AND to_ = ? AND key = ? AND arguments = ?"
-            return [(f"DELETE FROM bindings WHERE {where}", _binding(change))]  # noqa: S608 - a constant
+            return [(f"DELETE FROM bindings WHERE {where}", _binding(binding))]  # noqa: S608 - a constant
     raise AssertionError(change)
 
 
@@ -233,9 +234,10 @@ def _message(way: str, properties: bytes, body: bytes) -> Message:
     return message._replace(deaths=tables, first_death=first, last_death=last)
 
 
-def _binding(change: Bound | Unbound) -> tuple[Any, ...]:
-    key = change.key.encode("utf-8", "surrogateescape")  # SQLite takes no text that is not UTF-8
-    return change.source, change.destination, change.to, key, encode.table(dict(change.arguments))
+def _binding(binding: Binding) -> tuple[Any, ...]:
+    source, destination, to, key, given = binding
+    # SQLite takes no text that is not UTF-8.
+    return source, destination, to, key.encode("utf-8", "surrogateescape"), encode.table(dict(given))
 
 
 def _text(key: bytes) -> str:
