@@ -70,12 +70,10 @@ def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Fail a plain function that asks for a rehearsal and rehearses nothing: it has proven nothing."""
     done = yield
-    rehearsal: Any = pyfuncitem.funcargs.get("rehearsal")
-    if rehearsal is not None and not rehearsal.begun and "rehearsal" in inspect.signature(pyfuncitem.obj).parameters:
-        way_out = (
-            f"make it a coroutine, `async def {pyfuncitem.originalname}(rehearsal)`, or call rehearsal.run(SCENARIO)"
-        )
-        pytest.fail(f"nothing was rehearsed: {way_out}", pytrace=False)
+    begun = getattr(pyfuncitem.funcargs.get("rehearsal"), "begun", True)
+    if not begun and "rehearsal" in inspect.signature(pyfuncitem.obj).parameters:
+        coroutine = f"async def {pyfuncitem.originalname}(rehearsal)"
+        pytest.fail(f"nothing was rehearsed: make it `{coroutine}`, or call rehearsal.run(scenario)", pytrace=False)
     return done
 
 
