@@ -22,7 +22,6 @@ from choreo.embedded.changes import (
 from choreo.embedded.connection import Connection
 from choreo.embedded.exchanges import Exchange
 from choreo.embedded.failure import AmqpError
-from choreo.embedded.lines import Entry
 from choreo.embedded.message import Message
 from choreo.embedded.queues import Queue
 from choreo.embedded.sent import Cancelled, QueueOk
@@ -64,7 +63,7 @@ class Broker:
             for name, kind in _PREDECLARED.items()
         }
         self.by_name: dict[str, Queue] = {}
-        self.later: deque[tuple[Queue, Entry, str]] = deque()  # what is to be dead-lettered, and why
+        self.later: deque[tuple[Queue, Callable[[], None]]] = deque()  # what a queue does at the end of a method
         self._now = now
         self._connections: dict[Connection, None] = {}
         self._routes: dict[tuple[str, str], tuple[Queue, ...]] = {}
@@ -126,11 +125,11 @@ class Broker:
             heappush(self._alarms, (at, next(self._order), queue))
 
     def catch_up(self) -> None:
-        """Dead-letter what has died meanwhile, and what dies of that."""
+        """Do what queues have put off, such as to dead-letter what has died, and what comes of that."""
         while self.later:
-            queue, entry, reason = self.later.popleft()
+            queue, task = self.later.popleft()
             if not queue.gone:
-                queue.bury(entry, reason)
+                task()
 
     # -- routing --------------------------------------------------------------------------------------------------
 

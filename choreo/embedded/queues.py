@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from choreo.embedded.arguments import Terms
@@ -139,7 +140,7 @@ class Queue:
         if overflow == "drop-head" or not self._is_over(len(self.line) + 1, self.bytes + len(message.body)):
             return True
         if overflow == "reject-publish-dlx":
-            self.broker.later.append((self, Entry(0, message), "maxlen"))
+            self._bury_later(Entry(0, message), "maxlen")
         return False
 
     def _is_over(self, length: int, size: int, share: float = 1.0) -> bool:
@@ -164,8 +165,11 @@ class Queue:
     def _drop(self, entry: Entry, reason: str) -> None:
         """Let go of an entry that is in no line any more: to the dead-letter exchange, if there is one."""
         if self.terms.dead_letter_exchange is not None:
-            self.broker.later.append((self, entry, reason))
+            self._bury_later(entry, reason)
         self.forget(entry)
+
+    def _bury_later(self, entry: Entry, reason: str) -> None:
+        self.broker.later.append((self, partial(self.bury, entry, reason)))
 
     def forget(self, entry: Entry) -> None:
         """Tell the journal that the message is gone."""

@@ -95,21 +95,21 @@ class QuorumQueue(Queue):
         self._publishers.discard(publisher)
         self._blocked.discard(publisher)
 
-    def dispatch(self) -> None:
-        """See Queue; who acknowledges nothing may have more again when nobody else can have any."""
-        super().dispatch()
-        while self._sated:
-            sated, self._sated = self._sated, []
-            for consumer in sated:
-                self._release(consumer)
-            super().dispatch()
-
     def _hand(self, consumer: Consumer, entry: Entry) -> None:
         super()._hand(consumer, entry)
-        if consumer.no_ack:
+        if consumer.no_ack:  # what it is given is settled when the client's channel has it
             self.held += 1
             consumer.held += 1
+            if not self._sated:
+                self.broker.later.append((self, self._release_sated))
             self._sated.append(consumer)
+
+    def _release_sated(self) -> None:
+        """Let those who acknowledge nothing have more again."""
+        sated, self._sated = self._sated, []
+        for consumer in sated:
+            self._release(consumer)
+        self.dispatch()
 
     def shown(self, entry: Entry) -> Properties:
         """See Queue."""
@@ -168,7 +168,7 @@ class QuorumQueue(Queue):
         self._waiting.append(entry)
         if self.journal:
             self.journal(Counted(self.name, entry.number, entry.failures, reason))
-        self.broker.later.append((self, entry, reason))
+        self._bury_later(entry, reason)
 
     def bury(self, entry: Entry, reason: str) -> None:
         """See Queue; at least once, if that was asked for."""

@@ -224,3 +224,23 @@ async def test_a_count_that_came_along_beyond_the_limit_ends_a_message_that_is_o
     await client.call("nack", (await take(client, dlq)).tag)
     await broker.rest()
     assert await drain(client, dlq) == []
+
+
+@pytest.mark.since(4, 3)
+async def test_who_acknowledges_nothing_has_more_when_all_that_came_back_is_given_out(
+    broker: Driver, client: Client, name: Name
+) -> None:
+    """What a client gets at once is settled a moment later; until then others have their turn."""
+    q = await queue(client, name("q"), x_queue_type="quorum", x_delivery_limit=-1)
+    await client.call("qos", 1)
+    mine = await client.consume(q)
+    await fill(client, q, *"ab")
+    await take(client, q)
+    other = await broker.client(client)
+    await other.call("qos", 1)
+    theirs = await other.consume(q, no_ack=True)
+    await fill(client, q, "c")
+    await broker.rest()
+    await client.call("recover", requeue=True)
+    await broker.rest()
+    assert (mine.bodies, theirs.bodies) == (["a", "a"], ["c", "b"])
