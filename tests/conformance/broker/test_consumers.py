@@ -290,18 +290,18 @@ async def test_quorum_priorities(broker: Driver, client: Client, name: Name) -> 
 
 
 async def test_an_unused_queue_expires(broker: Driver, client: Client, name: Name) -> None:
-    q = await queue(client, name("q"), x_expires=400)
+    q = await queue(client, name("q"), x_expires=1500)  # two waits are more, one is less by what a busy machine is late
     inbox = await client.consume(q)
-    await broker.wait(0.8)
+    await broker.wait(1.8)
     await client.call("queue_declare", q, passive=True)
     await client.call("cancel", inbox.tag)
-    await broker.wait(0.2)
+    await broker.wait(0.9)
     await client.call("queue_declare", q, passive=True)
-    await broker.wait(0.3)
+    await broker.wait(0.9)
     await client.get(q)
-    await broker.wait(0.3)
+    await broker.wait(0.9)
     await client.call("queue_declare", q, passive=True)
-    await broker.wait(0.6)
+    await broker.wait(2.0)
     with pytest.raises(Closed) as closed:
         await client.call("queue_declare", q, passive=True)
     assert closed.value.code == 404
