@@ -7,6 +7,7 @@ one that the loop has started is at work, the loop waits for it and time stands 
 from __future__ import annotations
 
 import asyncio
+import math
 import selectors
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -56,6 +57,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Return the virtual time, in seconds."""
         return self._now
+
+    def call_later(
+        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: Unpack[Ts], context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As in every loop: it is later, also when `delay` is lost in the last bit of the time."""
+        when = self._now + delay
+        if when == self._now and delay > 0:
+            when = math.nextafter(when, math.inf)
+        return self.call_at(when, callback, *args, context=context)
 
     async def quiet(self) -> None:
         """Return when nothing can run any more at this point of time."""

@@ -51,6 +51,22 @@ def test_deadlines_pass_in_virtual_time():
     assert run(main()) == 3_600
 
 
+@pytest.mark.timeout(20)
+def test_whoever_waits_for_what_is_left_of_its_time_comes_to_the_end_of_it():
+    """However little is left: it may be less than the last bit of the time, and then no sum of the two is later."""
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(0.3)
+        began = loop.time()
+        await asyncio.sleep(0.4)
+        while (left := 0.4 - (loop.time() - began)) > 0:
+            await asyncio.sleep(left)
+        return loop.time()
+
+    assert run(main()) == pytest.approx(0.7)
+
+
 def test_time_stands_still_while_a_thread_works():
     """A thread takes real time and no virtual one; its deadline does not pass meanwhile."""
 
