@@ -10,7 +10,7 @@ from operator import or_
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from choreo.agent import Agent
@@ -248,7 +248,6 @@ def reachable(arrows: set[tuple[int, int]], start: int) -> set[int]:
     return found
 
 
-@settings(deadline=None)
 @given(st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=14))
 def test_every_step_on_a_loop_is_told_and_no_other(arrows: set[tuple[int, int]]) -> None:
     """In any graph, the loops told are loops, and together they hold exactly the steps that can come round."""
@@ -259,7 +258,6 @@ def test_every_step_on_a_loop_is_told_and_no_other(arrows: set[tuple[int, int]])
     assert told == {f"from{start}to{end}" for start, end in arrows if start in reachable(arrows, end) | {end}}
 
 
-@settings(deadline=None)
 @given(st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=14))
 def test_a_loop_is_told_exactly_where_there_is_no_order(arrows: set[tuple[int, int]]) -> None:
     """No loop is told of events that can be brought into an order, and one at least of those that cannot."""
@@ -416,7 +414,6 @@ def test_findings_have_one_order_and_a_place() -> None:
     assert all("test_choreography.py:" in finding.where for finding in found)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.sets(st.integers(0, 5), max_size=3)), max_size=8), st.randoms())
 def test_every_event_is_fed_and_heard_or_told(shape: list[tuple[int, set[int]]], random: Any) -> None:
     """For any agents in any order: each event of the graph is emitted, or told as unfed (here all are terminal)."""

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from choreo import dead_letter
@@ -171,7 +171,6 @@ names = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(headers=st.dictionaries(names, tables, max_size=6))
 def test_reading_never_fails(headers: dict[str, Any]) -> None:
     """A dead-letter queue can hold anything; what cannot be read is left out, and times can be compared."""

@@ -195,5 +195,5 @@ class Ledger(RuleBasedStateMachine):
                     assert len(held) == consumer.credit
 
 
-Ledger.TestCase.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+Ledger.TestCase.settings = settings(max_examples=300, stateful_step_count=50)
 test_ledger = Ledger.TestCase

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -377,7 +377,6 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(
     event=st.builds(
         Loose,
@@ -448,7 +447,6 @@ bodies = (
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     message=st.builds(
         Message,

@@ -21,7 +21,7 @@ from choreo.rabbit.lane.consuming import Consuming
 from choreo.rabbit.lane.protocol import Lane, _Splitter
 from choreo.rabbit.lane.publishing import Publishing
 from choreo.transport import Confirmed, Consumer, Delivery, Publication, Refused, Unknown
-from tests.waiting import eventually
+from tests.waiting import eventually, in_virtual_time
 
 FRAME_MAX = 4096
 
@@ -372,6 +372,7 @@ async def test_rejected_publish_is_told_from_those_beside_it() -> None:
     assert await later == Confirmed()
 
 
+@in_virtual_time
 async def test_broker_that_answers_no_publish_is_seen_however_patient_the_publish_is() -> None:
     """As long as it answers any of them it is not given up, and neither while it says that it is blocked."""
     broker = Broker(heartbeat=0.1)

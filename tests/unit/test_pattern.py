@@ -6,7 +6,7 @@ import re
 from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from choreo.pattern import PATTERN, is_wildcard, matches, overlap
@@ -51,14 +51,12 @@ def test_a_pattern_matches_topics_as_a_broker_does(pattern: str, topic: str, *, 
     assert matches(pattern, topic) is expected
 
 
-@settings(deadline=None)
 @given(pattern=patterns, topic=st.sampled_from(TOPICS))
 def test_matching_agrees_with_the_specification(pattern: str, topic: str) -> None:
     """For any pattern and topic, the answer is that of a regular expression made from the pattern."""
     assert matches(pattern, topic) is really_matches(pattern, topic)
 
 
-@settings(deadline=None)
 @given(one=patterns, other=patterns)
 def test_two_patterns_overlap_when_one_topic_matches_both(one: str, other: str) -> None:
     """Overlap is found exactly where trying every topic finds one that both match, whichever comes first."""
