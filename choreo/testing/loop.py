@@ -59,7 +59,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def call_later(
-        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: Unpack[Ts], context: Context | None = None
+        self, delay: float, callback: Callable[[Unpack[Ts]], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """As in every loop: it is later, also when `delay` is lost in the last bit of the time."""
         when = self._now + delay
