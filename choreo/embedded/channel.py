@@ -80,8 +80,8 @@ class Channel:
         for consumer in self.consumers.values():
             consumer.queue.unsubscribe(consumer)
         self.consumers.clear()
-        # In RabbitMQ one consumer's after the other's, as they came, but nobody gets any before all are back.
-        held = sorted(self._collect(0, multiple=True), key=lambda each: (each.queue.name, each.consumer.order))
+        # In RabbitMQ one consumer's after the other's, but nobody gets any before all are back.
+        held = sorted(self._collect(0, multiple=True), key=lambda each: (each.queue.name, each.consumer.leaves))
         for mine in in_groups(held, lambda each: each.queue.name):
             mine[0].queue.put_back(mine, failed=True)
         for queue in left:

@@ -36,6 +36,11 @@ class Consumer:
         self.next = 0  # the offset in a stream
         self.order = channel.last_tag, len(channel.consumers)  # in which the consumers of a channel came
 
+    @property
+    def leaves(self) -> tuple[str, tuple[int, int]]:
+        """When it gives back what it holds as its channel closes: as they came; each basic.get, by its tag's text."""
+        return "" if self.tag else str(self.order[0]), self.order
+
 
 class Held(NamedTuple):
     """A delivery that is not settled."""

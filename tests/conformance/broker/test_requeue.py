@@ -77,6 +77,26 @@ async def test_a_closed_channel_gives_everything_back_in_order(
     assert await drain(client, q) == ["a", "b", "c", "d"]
 
 
+@pytest.mark.since(4, 3)
+async def test_a_closed_channel_gives_back_what_consumers_hold_and_then_what_was_got(
+    broker: Driver, client: Client, name: Name
+) -> None:
+    """A consumer's after the other's, as they came; each basic.get is one by the text of its delivery tag."""
+    q = await queue(client, name("q"), x_queue_type="quorum", x_delivery_limit=-1)
+    await fill(client, q, *"abcdefghijklmno")
+    other = await broker.client(client)
+    await other.call("qos", 2)
+    await take(other, q)
+    for tag in "za":
+        await other.consume(q, consumer_tag=tag)
+        await broker.rest()
+    for _ in range(7):
+        await take(other, q)
+    await other.close()
+    await broker.rest()
+    assert await drain(client, q) == [*"bcde", "a", *"jkl", *"fghi", *"mno"]
+
+
 @BOTH
 async def test_a_closed_channel_gives_back_to_a_queue_that_came_after_another_one_of_its_name(
     broker: Driver, client: Client, name: Name, kind: str
