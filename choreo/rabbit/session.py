@@ -205,7 +205,8 @@ class RabbitSession:
             return await self._stats(queue)
 
     async def _stats(self, queue: str) -> QueueStats | None:
-        channel = await calls.channel(self._publishing)
+        # A broker that is short of memory or disk reads nothing from a connection that publishes.
+        channel = await calls.channel(self._consuming)
         try:
             found = await calls.answer(channel.queue_declare(queue, passive=True), calls.RPC_TIMEOUT)
         except amqp.ChannelNotFoundEntity:

@@ -8,7 +8,6 @@ import http.client
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import pytest
 
 from choreo import ChoreoError, Event, connect
 from choreo.rabbit.node import Node
+from choreo.runtime import lookout
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ async def test_worker_says_that_its_publishes_wait(
     await asyncio.to_thread(fresh_node.ctl, "set_vm_memory_high_watermark", "0.0001")
     (project / "hold").unlink()
     await asyncio.to_thread(worker.wait_for, "publishes wait: the broker blocks publishers, low on memory")
+    await asyncio.sleep(2 * (lookout.PERIOD + lookout.PATIENCE))
     await asyncio.to_thread(fresh_node.ctl, "set_vm_memory_high_watermark", "0.6")
     await asyncio.to_thread(worker.wait_for, '"state": "consuming"', times=3)
     states = [json.loads(line) for line in worker.stderr if '"event": "worker"' in line]
@@ -180,7 +181,7 @@ def test_worker_that_is_refused_later_says_why_and_recovers(
     for word in words:
         worker.wait_for(word)
     worker.wait_for('"event": "not connected"', times=2)
-    until(lambda: ready(port)[0] == 503 and words[0] in ready(port)[1], within=5)
+    until(lambda: ready(port)[0] == 503 and words[0] in ready(port)[1])
     give_back(access)
     worker.wait_for('"state": "consuming"', times=2)
     assert ready(port)[0] == 200
@@ -199,14 +200,13 @@ def test_worker_that_is_refused_at_the_start_ends_at_once(
     namespace: str,
     take_away: Callable[[Access], None],
 ) -> None:
-    """Within five seconds, with the code of a configuration error, one message and a way out."""
+    """At the first attempt, with the code of a configuration error, one message and a way out."""
     (project / "agents" / "desk.py").write_text(AGENT)
     with contextlib.suppress(ChoreoError):  # there is no connection to be closed
         take_away(access)
-    began = time.monotonic()
     done = choreo("run", "desk", env={"CHOREO_URL": access.url, "CHOREO_NAMESPACE": namespace})
-    assert time.monotonic() - began < 5
     assert done.returncode == 78, done.stderr
+    assert "not connected" not in done.stderr  # as is said before each further attempt
     assert done.stderr.count("choreo: ") == 1
     assert "Traceback" not in done.stderr
 
