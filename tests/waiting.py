@@ -31,14 +31,14 @@ def in_virtual_time(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]
 
 
 @overload
-async def eventually(condition: Callable[[], Awaitable[T]], *, within: float = 10.0, what: str = "") -> T: ...
+async def eventually(condition: Callable[[], Awaitable[T]], *, within: float = 30.0, what: str = "") -> T: ...
 
 
 @overload
-async def eventually(condition: Callable[[], T], *, within: float = 10.0, what: str = "") -> T: ...
+async def eventually(condition: Callable[[], T], *, within: float = 30.0, what: str = "") -> T: ...
 
 
-async def eventually(condition: Callable[[], Any], *, within: float = 10.0, what: str = "") -> Any:
+async def eventually(condition: Callable[[], Any], *, within: float = 30.0, what: str = "") -> Any:
     """Return the first true answer of `condition`, plain or awaitable; fail the test after `within` seconds."""
     deadline = time.monotonic() + within
     while True:
@@ -52,7 +52,7 @@ async def eventually(condition: Callable[[], Any], *, within: float = 10.0, what
         await asyncio.sleep(PAUSE)
 
 
-def until(condition: Callable[[], T], *, within: float = 10.0, what: str = "") -> T:
+def until(condition: Callable[[], T], *, within: float = 30.0, what: str = "") -> T:
     """As `eventually`, for a test without an event loop."""
     deadline = time.monotonic() + within
     while not (answer := condition()):

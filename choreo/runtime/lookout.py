@@ -14,13 +14,16 @@ from choreo.runtime.window import Window
 from choreo.transport import Session
 
 PERIOD: Final = 5.0  # seconds between two looks
+PATIENCE: Final = 5.0  # seconds for an answer
 
 
-async def watch(session: Session, windows: Sequence[Window], period: float = PERIOD) -> NoReturn:
+async def watch(
+    session: Session, windows: Sequence[Window], period: float = PERIOD, patience: float = PATIENCE
+) -> NoReturn:
     """Look after `windows` until one of them is deaf, and raise BrokerUnreachable that says which and why.
 
     Deaf is a window that has room, and that got nothing between two looks although messages were ready at both; or
-    whose queue has no consumer at all. A broker that does not answer between two looks is no better.
+    whose queue has no consumer at all. A broker that does not answer for `patience` seconds is no better.
     """
     marks: dict[str, object] = {}
     while True:
@@ -29,12 +32,12 @@ async def watch(session: Session, windows: Sequence[Window], period: float = PER
             mark = window.mark
             asking = asyncio.ensure_future(session.stats(window.queue))
             try:
-                await asyncio.wait((asking,), timeout=period)
+                await asyncio.wait((asking,), timeout=patience)
                 answered = asking.done()
             finally:
                 asking.cancel()  # and not waited for: its goodbye would not be answered either
             if not answered:
-                raise BrokerUnreachable(f"the broker has not answered for {period:g} s how {window.queue} is")
+                raise BrokerUnreachable(f"the broker has not answered for {patience:g} s how {window.queue} is")
             try:
                 found = asking.result()
             except ChoreoError:

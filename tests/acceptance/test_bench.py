@@ -64,7 +64,7 @@ def test_each_workload_is_measured_and_nothing_is_left(
 
 def test_seconds_bound_every_workload(node: Node, vhost: str, choreo: Run) -> None:
     """More events than can be published in the time: what was done by then counts."""
-    arguments = ("bench", "--events", "10000000", "--seconds", "1", "-o", "json")
+    arguments = ("bench", "--events", "10000000", "--seconds", "3", "-o", "json")
     result = choreo(*arguments, env={"CHOREO_URL": node.url + vhost})
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)

@@ -305,7 +305,8 @@ def test_management_tells_who_consumes(told: Run, managed: Node, start_choreo: S
     def consumers() -> Any:
         return data(told("till", "-o", "json"))["consumer_details"]
 
-    assert until(consumers, within=30) == [{"address": "127.0.0.1", "user": "guest", "prefetch": 100, "active": True}]
+    expected = [{"address": "127.0.0.1", "user": "guest", "prefetch": 100, "active": True}]
+    until(lambda: consumers() == expected)
     assert "guest from 127.0.0.1, prefetch 100" in told("till").stdout
 
 

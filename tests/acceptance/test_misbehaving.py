@@ -86,13 +86,12 @@ async def compute(placed: Placed) -> None:
     time.sleep(3600)
 """)
     stage.send("1")
-    assert running.wait(timeout=15) == 70
+    assert running.wait(timeout=60) == 70
     first = logged(running, "event loop blocked")[0]
     assert (first["agent"], first["reaction"], first["task"]) == (stage.agent, "compute", f"{stage.agent}-0")
     assert f"{stage.agent}.py:15 compute" in first["stack"]
-    assert first["seconds"] < 3
     (last,) = logged(running, "event loop blocked beyond every deadline")
-    assert last["seconds"] > 5
+    assert last["seconds"] > max(5, first["seconds"])
 
 
 def test_reaction_that_blocks_the_loop_for_a_while_goes_on(stage: Stage) -> None:
@@ -102,7 +101,7 @@ agent = Agent("NAME")
 
 @agent.on
 async def compute(placed: Placed) -> None:
-    time.sleep(1.7)
+    time.sleep(3)
     print("done", flush=True)
 """)
     stage.send("1")
@@ -110,7 +109,8 @@ async def compute(placed: Placed) -> None:
     running.wait_for("done")
     running.send(signal.SIGTERM)
     assert running.wait() == 0
-    assert len(logged(running, "event loop blocked")) == 1
+    assert 1 <= len(logged(running, "event loop blocked")) <= 3  # after a second, then each time twice as late
+    assert len(logged(running, "event loop turns again")) == 1
 
 
 def test_long_deadlines_narrow_the_window(stage: Stage) -> None:
@@ -174,9 +174,10 @@ def test_lifespan_that_does_not_begin_is_named_and_ends_with_the_signal(stage: S
     running = stage.run(with_lifespan(before="await for_ever(stubborn=False)"), state=None)
     running.wait_for("lifespan hangs")
     running.send(signal.SIGTERM)
-    assert running.wait(timeout=3) == 0
+    assert running.wait() == 0
     (line,) = logged(running, "lifespan hangs")
-    assert (line["agent"], line["where"], line["seconds"]) == (stage.agent, "before its yield", 5)
+    assert (line["agent"], line["where"]) == (stage.agent, "before its yield")
+    assert line["seconds"] >= 5
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
@@ -185,7 +186,7 @@ def test_lifespan_that_does_not_end_keeps_the_exit_code(stage: Stage, stubborn: 
     that lets itself be cancelled is; another one goes with the process."""
     running = stage.run(with_lifespan(after=f"await for_ever({stubborn})"), "--drain", "200ms")
     running.send(signal.SIGTERM)
-    assert running.wait(timeout=7) == 0
+    assert running.wait() == 0
     assert not stubborn or not logged(running, "lifespan hangs")
     if not stubborn:
         (line,) = logged(running, "lifespan hangs")
@@ -199,5 +200,5 @@ def test_reaction_that_swallows_its_cancellation_does_not_keep_the_program(stage
     stage.send("1")
     running.wait_for("begun")
     running.send(signal.SIGTERM)
-    assert running.wait(timeout=7) == 75
+    assert running.wait() == 75
     assert running.stdout[-1] == "closed"

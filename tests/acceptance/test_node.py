@@ -225,11 +225,11 @@ async def test_nodes_form_a_cluster(start_cluster: Callable[..., Cluster]) -> No
     assert probe.accepts(second.port)  # by the kernel
     assert probe.greeting(second.port) == {}
     second.resume()
-    assert probe.greeting(second.port)
+    until(lambda: probe.greeting(second.port))
     second.pause()
     began = time.monotonic()
     second.stop()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 90
     assert not second.running
 
 

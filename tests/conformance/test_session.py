@@ -406,7 +406,7 @@ async def test_each_delivery_is_settled_as_was_said_of_it(
     other = await open_session()
     box.got.clear()
     await box.consume(other, prefetch=1_000)
-    await eventually(lambda: len(box.got) >= 300, within=5, what="all that were given back coming again")
+    await eventually(lambda: len(box.got) >= 300, what="all that were given back coming again")
     await session.close()
     await eventually(lambda: box.holds(other, ready=0, consumers=1))
     assert sorted(box.bodies) == sorted(back)
@@ -582,7 +582,7 @@ async def test_nobody_answers() -> None:
         error = await refused(rabbit.connect([BrokerUrl.parse(url)], name="conformance"))
     assert isinstance(error, BrokerUnreachable)
     assert "no answer within 1 s" in error.message
-    assert time.monotonic() - began < 3
+    assert 1 <= time.monotonic() - began < 4.5  # 5 if the URL says nothing
 
 
 async def test_next_node_of_the_list_is_tried(broker_url: str, node: Node) -> None:
@@ -631,7 +631,6 @@ async def test_closing_ends_the_session(session: Session) -> None:
 
 
 @on_a_wire
-@pytest.mark.timeout(180)
 async def test_alarm_and_death_of_a_node(fresh_node: Node, open_session: Open, namespace: str) -> None:
     """While the broker has no memory left, publishes are unknown and acknowledgements get through; when it is killed,
     sessions are lost at once; when it is back, what was confirmed is there."""
@@ -721,14 +720,15 @@ async def test_delays_come_back_in_time_and_to_one_queue_only(session: Session, 
     for body, key in keys.items():
         result = await session.publish(Message(body), exchange=ladder.delay, routing_key=key, timeout=10)
         assert result == Confirmed()
-    await eventually(lambda: len(arrived) == 6, within=15)
+    await eventually(lambda: len(arrived) == 6)
     assert sorted((agent, body) for agent, body, _ in arrived) == [
         *(("payment", body) for body in (b"0", b"1", b"3", b"5", b"event")),
         ("shop-payment", b"event"),
     ]
     for _, body, after in arrived:
         due = {b"event": 1}.get(body) or int(body)
-        assert due - 0.05 <= after < due + 2, f"{body!r} came back after {after:.1f} s"
+        assert after >= due - 0.05, f"{body!r} came back after {after:.1f} s"
+    assert [body for _, body, _ in arrived if body in {b"1", b"3", b"5"}] == [b"1", b"3", b"5"]
 
 
 @pytest.mark.parametrize("delay", [0, 1, 5, 2**20 - 1])

@@ -118,4 +118,4 @@ async def test_broker_that_does_not_answer_is_given_up() -> None:
 
     fake: Any = Silent([Look(1)])
     with pytest.raises(BrokerUnreachable, match="has not answered"):
-        await asyncio.wait_for(lookout.watch(fake, [fake], period=0.01), 5)
+        await asyncio.wait_for(lookout.watch(fake, [fake], period=0.01, patience=0.01), 5)

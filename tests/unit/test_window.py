@@ -93,7 +93,7 @@ class Agent:
         delivery.consumer.acknowledge(delivery)
 
     async def runs(self, *names: str) -> None:
-        await eventually(lambda: sorted(self.running) == sorted(names), within=3, what=f"running {names}")
+        await eventually(lambda: sorted(self.running) == sorted(names), what=f"running {names}")
 
 
 class Scene:

@@ -37,7 +37,7 @@ async def broker(request: pytest.FixtureRequest) -> AsyncIterator[Driver]:
         newer = request.node.get_closest_marker("since")
         if newer is not None and tuple(map(int, node.version.split("."))) < newer.args:
             pytest.skip(f"{node.version} does otherwise")
-        driver = AmqpDriver(node.url, pause=0.15)
+        driver = AmqpDriver(node.url, pause=0.3)
     yield driver
     await driver.close()
 

@@ -222,7 +222,7 @@ class AmqpClient:
             raise
         except (aiormq.exceptions.AMQPError, RuntimeError) as error:
             closing = self.channel.closing
-            await asyncio.wait({closing}, timeout=1)  # it is told a moment later
+            await asyncio.wait({closing}, timeout=10)  # it is told a moment later
             why = closing.exception() if closing.done() and not closing.cancelled() else None
             for text in map(str, (error, why)):
                 code = next((code for code, name in NAMES.items() if text.startswith(name)), None)
