@@ -201,7 +201,7 @@ class Running:
         with self._printed:
             self._printed.notify_all()
 
-    def wait_for(self, text: str, timeout: float = 20.0, *, times: int = 1) -> str:
+    def wait_for(self, text: str, timeout: float = 60.0, *, times: int = 1) -> str:
         """The line with `text` (the `times`-th one), printed already or within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while True:
@@ -214,7 +214,7 @@ class Running:
                     why = f"ended ({self.process.poll()})" if over else f"did not within {timeout:g} s"
                     pytest.fail(f"{text!r} was to be printed {times} times; the program {why}:\n{self.output}")
 
-    def wait(self, timeout: float = 20.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """The exit code, once it has ended and everything that it printed is here."""
         code = self.process.wait(timeout)
         for reader in self._readers:

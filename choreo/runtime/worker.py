@@ -27,7 +27,10 @@ from choreo.settings import Settings
 from choreo.topology import Names, Topology
 from choreo.transport import Connect, Session
 
-_BACKOFF: Final = tenacity.wait_exponential_jitter(multiplier=0.2, exp_base=1.5, max=30, jitter=0.2)
+# A broker that is away for a minute must not be missed for half a minute more; one that refuses has to be mended first,
+# and writes a line for each attempt.
+_AWAY: Final = tenacity.wait_random_exponential(multiplier=0.4, exp_base=1.5, min=0.1, max=3)
+_REFUSING: Final = tenacity.wait_random_exponential(multiplier=0.4, exp_base=1.5, min=0.1, max=30)
 _LOOK: Final = 1.0  # seconds for the question whether the queues are still there
 _SHORT_LIFE: Final = 10.0  # seconds
 _SPARE_THREADS: Final = 1_000  # made only when they are needed
@@ -167,7 +170,7 @@ class Worker:
     async def _connected(self, retry: Any, stop: Any) -> Session | None:
         """Connect, declare and consume, again and again as `retry` and `stop` allow. None: stopped meanwhile."""
         tries = tenacity.AsyncRetrying(
-            retry=retry, stop=stop, wait=_BACKOFF, reraise=True, sleep=self._sleep, before_sleep=self._not_connected
+            retry=retry, stop=stop, wait=_backoff, reraise=True, sleep=self._sleep, before_sleep=self._not_connected
         )
         async for attempt in tries:
             if self._stop.is_set():
@@ -338,3 +341,9 @@ class Worker:
         finally:
             for each in waiting - set(what):
                 each.cancel()
+
+
+def _backoff(state: tenacity.RetryCallState) -> float:
+    """Return how many seconds to wait before the next attempt to connect: any up to a bound that grows."""
+    error = state.outcome.exception() if state.outcome else None
+    return (_AWAY if isinstance(error, BrokerUnreachable) else _REFUSING)(state)

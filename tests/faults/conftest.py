@@ -24,6 +24,10 @@ class Scale:
         """The number for this extent; `long` is ten times `full`."""
         return {"short": short, "full": full, "long": 10 * full}[self.extent]
 
+    def limit(self, seconds: float) -> float:
+        """A limit in seconds: three times as long in `short`, which shares its machine with whatever runs there."""
+        return 3 * seconds if self.extent == "short" else seconds
+
 
 @pytest.fixture
 def scale(request: pytest.FixtureRequest) -> Scale:

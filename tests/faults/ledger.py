@@ -172,7 +172,7 @@ class Ledger:
         options = ["--processes", str(processes)] if processes > 1 else []
         worker = self._start("run", *agents, *options, cwd=self.project, env=environment | settings)
         self.workers.append(worker)
-        worker.wait_for(CONSUMING, 60, times=processes)
+        worker.wait_for(CONSUMING, times=processes)
         return worker
 
     def stop(self, worker: Running) -> int:
@@ -338,9 +338,9 @@ async def _contents(session: Session, queue: str) -> list[Delivery]:
     return got
 
 
-def said(worker: Running, text: str, *, times: int = 1, timeout: float = 60) -> float:
+def said(worker: Running, text: str, *, times: int = 1) -> float:
     """Wait until a log line with `text` was written so many times; return when the last one was, as `time.time`."""
-    line = json.loads(worker.wait_for(text, timeout, times=times))
+    line = json.loads(worker.wait_for(text, times=times))
     return datetime.fromisoformat(line["timestamp"]).timestamp()
 
 

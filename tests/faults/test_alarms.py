@@ -17,7 +17,7 @@ from tests.faults.report import Row
 ORDERS = 400  # for each alarm
 PUBLISHES = 100  # during an alarm
 DEADLINE = 1.0  # seconds for each of them
-MARGIN = 1.0  # seconds, for a machine that has other things to do
+MARGIN = 1.0  # seconds that an answer may come late
 PREFETCH = 20  # small, so that a worker whose acknowledgements are not read stands still soon
 SETTLED = 5 * PREFETCH  # effects during an alarm that only acknowledged deliveries can make room for
 
@@ -54,6 +54,7 @@ def test_an_alarm_blocks_publishers_and_nothing_else(
     ledger.start(*BOTH, CHOREO_PREFETCH=str(PREFETCH))
     ledger.go()
     waited, recoveries = [], []
+    longest = DEADLINE + scale.limit(MARGIN)
     for _ in range(repetitions):
         ledger.hold("shop")
         ledger.place(ORDERS)
@@ -69,8 +70,8 @@ def test_an_alarm_blocks_publishers_and_nothing_else(
     row = balance.row(
         fault,
         repetitions,
-        must=f"lost 0, no publish waits longer than its deadline, and {SETTLED} deliveries are settled meanwhile",
-        met=max(waited) <= DEADLINE + MARGIN,
+        must=f"lost 0, no publish waits longer than {longest:g} s, and {SETTLED} deliveries are settled meanwhile",
+        met=max(waited) <= longest,
         recoveries=recoveries,
         note=f"{len(waited)} publishes with a deadline of {DEADLINE:g} s waited at most {max(waited):.1f} s",
     )

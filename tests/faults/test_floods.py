@@ -106,13 +106,14 @@ async def test_retry_storm_leaves_a_healthy_agent_its_throughput(
     count = scale.of(10_000, short=1_000)
     start_choreo("run", "storm", env=stream.environment).wait_for('"state": "consuming"')
     async with stream.flowing(RATE):
-        assert await stream.flows(time.monotonic(), within=20)
+        assert await stream.flows(time.monotonic(), within=60)
         calm = await throughput(stream, CALM)
         began = time.monotonic()
         await publish(stream, f"{namespace}.stormed", count)
         await eventually(lambda: storm_over(project, count), within=300, what="the end of the storm")
         length = time.monotonic() - began
         during = rate(stream, began)
+        calm = min(calm, await throughput(stream, CALM))  # the machine may have got other things to do meanwhile
     account = await stream.account()
     attempts = tries(project)
     whole = dict.fromkeys(range(count), 3)

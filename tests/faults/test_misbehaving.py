@@ -53,7 +53,7 @@ class Slow(Event, topic="NAME.slow", external=True):
 class Again(Event, topic="NAME.again"):
     order: str
 
-agent = Agent("NAME", timeout="500ms")
+agent = Agent("NAME", timeout="2s")
 ledger = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND)
 
 def note(what: str, order: str) -> None:
@@ -81,7 +81,7 @@ async def work(placed: Placed) -> None:
 @agent.on
 def work_in_a_thread(slow: Slow) -> None:
     note("begun", slow.order)
-    time.sleep(2 if slow.order.startswith("hang") else 0.005)
+    time.sleep(6 if slow.order.startswith("hang") else 0.005)
     note("handled", slow.order)
 
 @agent.on(max_tree=int(os.environ["MAX_TREE"]))
@@ -276,7 +276,7 @@ def test_reaction_that_ends_its_process_is_buried_without_its_neighbours(
     ledger = Ledger(project, broker_url, namespace, agents=2)
     culprits = {f"{('exit', 'segfault')[number % 2]}-{number}" for number in range(scale.of(10, short=1))}
     workers = [restarting(ledger, *ledger.agents) for _ in range(2)]
-    until(lambda: declared(ledger), within=20)
+    until(lambda: declared(ledger))
     ledger.place(among(neighbours(scale.of(1_000, short=200)), culprits))
     ledger.settle(within=250)
     begun = ledger.noted("begun")
@@ -313,7 +313,7 @@ def test_crashing_reaction_under_a_supervisor_is_buried_without_its_neighbours(
         pytest.skip("twenty restarts of a whole Python take long; the test above does them by forking")
     ledger = Ledger(project, broker_url, namespace, agents=1)
     running = start_choreo("run", "--processes", "4", *ledger.agents, env=ledger.environment)
-    until(lambda: declared(ledger), within=20)
+    until(lambda: declared(ledger))
     ledger.place(among(neighbours(1_000), {"exit-1"}))
     ledger.settle(within=250)
     row = ledger.row(
@@ -357,7 +357,7 @@ def test_reaction_that_fails_badly_is_buried_without_its_neighbours(
     ledger = Ledger(project, broker_url, namespace, agents=1)
     culprits = {f"{kind}-{number}" for number in range(scale.of(20, short=2))}
     worker = restarting(ledger, *ledger.agents)
-    until(lambda: declared(ledger), within=20)
+    until(lambda: declared(ledger))
     ledger.place(among(neighbours(scale.of(1_000, short=100)), culprits), topic)
     ledger.settle(within=90)
     row = ledger.row(fault, culprits, Reason.FAILED, "culprits dead as failed, all neighbours handled once")
@@ -379,7 +379,7 @@ def test_fan_out_that_amplifies_itself_ends_after_a_few_rounds(
     ledger = Ledger(project, broker_url, namespace, agents=1)
     (agent,) = ledger.agents
     worker = restarting(ledger, agent, MAX_TREE=str(scale.of(100_000, short=1_000)))
-    until(lambda: declared(ledger), within=20)
+    until(lambda: declared(ledger))
     ledger.place(neighbours(100))
     last = scale.of(2_500, short=50)  # the events whose fifty would have been too many
     events = last + last // 50 + (last > 50)

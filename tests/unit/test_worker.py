@@ -1,0 +1,103 @@
+"""The worker's way back to a broker: its own time, and one that is there or is not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+import structlog
+
+from choreo.agent import Agent
+from choreo.errors import AccessRefused, BrokerUnreachable, ChoreoError
+from choreo.event import Event
+from choreo.in_process import Host, InProcessSession, connect
+from choreo.runtime.worker import State, Worker
+from choreo.settings import Settings
+from tests.waiting import in_virtual_time
+
+
+class Placed(Event, topic="order.placed", external=True):
+    pass
+
+
+class Broker:
+    """One that is there, or answers with `failure`; and when it was asked."""
+
+    def __init__(self) -> None:
+        self._host = Host(clock=asyncio.get_running_loop().time)
+        self._sessions: list[InProcessSession] = []
+        self._failure: ChoreoError | None = None
+        self.asked: list[float] = []
+
+    async def connect(self) -> InProcessSession:
+        self.asked.append(asyncio.get_running_loop().time())
+        if self._failure is not None:
+            raise self._failure
+        self._sessions.append(await connect(self._host))
+        return self._sessions[-1]
+
+    def goes(self, failure: ChoreoError) -> None:
+        self._failure = failure
+        self._sessions[-1].cut(BrokerUnreachable("the cable"))
+
+    def comes_back(self) -> None:
+        self._failure = None
+
+
+@contextlib.asynccontextmanager
+async def consuming(broker: Broker) -> AsyncIterator[Worker]:
+    agent = Agent("payment")
+
+    @agent.on
+    async def charge(placed: Placed) -> None:
+        pass
+
+    worker = Worker([agent], Settings(), broker.connect)
+    running = asyncio.create_task(worker.run())
+    await reached(worker, State.CONSUMING)
+    yield worker
+    worker.stop()
+    assert await running is True
+
+
+async def reached(worker: Worker, state: State) -> None:
+    there = asyncio.Event()
+    worker.watch(lambda changed: there.set() if changed.state is state else None)
+    if worker.state is not state:
+        await there.wait()
+
+
+@pytest.mark.parametrize("away", [1.0, 30.0, 600.0, 3_600.0])
+@in_virtual_time
+async def test_a_broker_that_comes_back_is_found_soon_however_long_it_was_away(away: float) -> None:
+    """A pause that grows with what has passed would be half of an outage, paid at its end."""
+    broker = Broker()
+    with structlog.testing.capture_logs():
+        async with consuming(broker) as worker:
+            for _ in range(3):
+                broker.goes(BrokerUnreachable("connection refused"))
+                await asyncio.sleep(away)
+                assert worker.state is State.WAITING
+                before = len(broker.asked)
+                broker.comes_back()
+                async with asyncio.timeout(3.1):
+                    await reached(worker, State.CONSUMING)
+                assert len(broker.asked) == before + 1
+    assert len(broker.asked) < 10 * away + 10
+
+
+@in_virtual_time
+async def test_a_broker_that_refuses_is_asked_ever_more_seldom() -> None:
+    """Each attempt is a line in its log, and may count towards a lockout."""
+    broker = Broker()
+    with structlog.testing.capture_logs():
+        async with consuming(broker) as worker:
+            broker.goes(AccessRefused("no such user"))
+            await asyncio.sleep(3_600)
+            assert 120 <= len(broker.asked) < 400
+            assert max(after - before for before, after in zip(broker.asked, broker.asked[1:], strict=False)) <= 30.01
+            broker.comes_back()
+            async with asyncio.timeout(31):
+                await reached(worker, State.CONSUMING)
