@@ -18,7 +18,7 @@ from choreo.settings import Settings
 from tests.waiting import in_virtual_time
 
 
-class Placed(Event, topic="order.placed", external=True):
+class Placed(Event, topic="worker.placed", external=True):
     pass
 
 
