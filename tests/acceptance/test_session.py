@@ -10,15 +10,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aio_pika
 import pytest
+from aio_pika.exceptions import ChannelPreconditionFailed
 
 from choreo import ChoreoError, Event, connect
 from choreo.rabbit.node import Node
 from choreo.runtime import lookout
-from tests.waiting import until
+from tests.waiting import eventually, until
 
 if TYPE_CHECKING:
     from tests.conftest import Running
@@ -130,17 +131,24 @@ class Access:
         self.node.ctl("change_password", self.name, "right")
 
     def replace_queue(self) -> None:
-        """Put a queue with other arguments in the place of the agent's."""
-        self.delete_queue(then=lambda channel, queue: channel.declare_queue(queue, durable=True))
+        """Put a queue with other arguments in the place of the agent's, which declares its own again soon."""
 
-    def delete_queue(self, then: Callable[..., Any] | None = None) -> None:
-        async def connected() -> None:
+        async def replaced() -> bool:
             async with await aio_pika.connect(self.url) as connection, connection.channel() as channel:
                 await channel.queue_delete(f"{self.name}.desk")
-                if then is not None:
-                    await then(channel, f"{self.name}.desk")
+                with contextlib.suppress(ChannelPreconditionFailed):
+                    await channel.declare_queue(f"{self.name}.desk", durable=True)
+                    return True
+                return False
 
-        asyncio.run(connected())
+        asyncio.run(eventually(replaced))
+
+    def delete_queue(self) -> None:
+        async def deleted() -> None:
+            async with await aio_pika.connect(self.url) as connection, connection.channel() as channel:
+                await channel.queue_delete(f"{self.name}.desk")
+
+        asyncio.run(deleted())
 
     def _close(self) -> None:
         self.node.ctl("close_all_connections", "--vhost", self.name, "access has changed")
