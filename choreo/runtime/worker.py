@@ -31,6 +31,7 @@ from choreo.transport import Connect, Session
 # and writes a line for each attempt.
 _AWAY: Final = tenacity.wait_random_exponential(multiplier=0.4, exp_base=1.5, min=0.1, max=3)
 _REFUSING: Final = tenacity.wait_random_exponential(multiplier=0.4, exp_base=1.5, min=0.1, max=30)
+_SAID: Final = 16  # attempts that are each said while nobody answers; after them, one in so many
 _LOOK: Final = 1.0  # seconds for the question whether the queues are still there
 _SHORT_LIFE: Final = 10.0  # seconds
 _SPARE_THREADS: Final = 1_000  # made only when they are needed
@@ -249,9 +250,11 @@ class Worker:
         error = state.outcome.exception() if state.outcome else None
         message = error.message if isinstance(error, ChoreoError) else repr(error)
         pause = state.next_action.sleep if state.next_action else 0.0
+        attempt = state.attempt_number
         if self.state is not State.STARTING:
-            self._change(State.WAITING, f"{message} (attempt {state.attempt_number})", logged=False)
-        _logger.warning("not connected", error=message, attempt=state.attempt_number, next_try_in=round(pause, 1))
+            self._change(State.WAITING, f"{message} (attempt {attempt})", logged=False)
+        if attempt <= _SAID or attempt % _SAID == 0 or not isinstance(error, BrokerUnreachable):
+            _logger.warning("not connected", error=message, attempt=attempt, next_try_in=round(pause, 1))
 
     async def _lost(self, session: Session, watch: asyncio.Task[NoReturn]) -> None:
         """Note that the session is gone or useless: what arrived on it and has not begun will arrive again."""

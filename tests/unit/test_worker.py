@@ -89,14 +89,32 @@ async def test_a_broker_that_comes_back_is_found_soon_however_long_it_was_away(a
 
 
 @in_virtual_time
+async def test_a_long_outage_is_said_now_and_then() -> None:
+    """Each of the first attempts, then about two a minute; the status knows each."""
+    broker = Broker()
+    with structlog.testing.capture_logs() as lines:
+        async with consuming(broker) as worker:
+            broker.goes(BrokerUnreachable("connection refused"))
+            await asyncio.sleep(3_600)
+            said = [line["attempt"] for line in lines if line["event"] == "not connected"]
+            assert said[:17] == [*range(1, 17), 32]
+            assert len(said) < 200
+            tried = len(broker.asked) - 1
+            assert tried - said[-1] < 16
+            assert worker.status == f"connection refused (attempt {tried})"
+            broker.comes_back()
+
+
+@in_virtual_time
 async def test_a_broker_that_refuses_is_asked_ever_more_seldom() -> None:
     """Each attempt is a line in its log, and may count towards a lockout."""
     broker = Broker()
-    with structlog.testing.capture_logs():
+    with structlog.testing.capture_logs() as lines:
         async with consuming(broker) as worker:
             broker.goes(AccessRefused("no such user"))
             await asyncio.sleep(3_600)
             assert 120 <= len(broker.asked) < 400
+            assert sum(line["event"] == "not connected" for line in lines) == len(broker.asked) - 1, "each is said"
             assert max(after - before for before, after in zip(broker.asked, broker.asked[1:], strict=False)) <= 30.01
             broker.comes_back()
             async with asyncio.timeout(31):
