@@ -100,7 +100,7 @@ class EmbeddedProcess(_Lacking):
         environment["PYTHONPATH"] = str(Path(__file__).parents[1])
         with (self.directory / "out").open("ab") as output:
             self._process = subprocess.Popen(command, cwd=self.directory, env=environment, stdout=output, stderr=output)
-        until(lambda: probe.accepts(self.port), within=20)
+        until(lambda: probe.accepts(self.port), within=60)
 
     def stop(self) -> None:
         self._end(signal.SIGTERM)

@@ -111,6 +111,15 @@ def is_doomed(order: int) -> bool:
     return order % 20 == 7
 
 
+def most_repeated(sessions: int) -> int:
+    """Return how much may come again when both agents lose so many sessions, each with all that it may hold.
+
+    What payment held is charged again, and what came of that is at the shop twice: as its copy, and as what the shop
+    held itself. Of what was held, one in twenty is doomed, and is a dead letter again.
+    """
+    return sessions * (3 * PREFETCH + PREFETCH // 20)
+
+
 def tries(agent: str, order: int) -> int:
     """Return how often the reaction of `agent` to `order` has to begin when nothing goes wrong."""
     return 2 if agent == "payment" and order % 10 == 3 else 1

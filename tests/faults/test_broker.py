@@ -13,7 +13,7 @@ import pytest
 from choreo.rabbit import probe
 from choreo.rabbit.node import Node
 from tests.faults.conftest import Scale
-from tests.faults.ledger import CONSUMING, PREFETCH, Ledger, Start, said
+from tests.faults.ledger import CONSUMING, Ledger, Start, most_repeated, said
 from tests.faults.report import Row
 from tests.waiting import until
 
@@ -86,7 +86,7 @@ def test_a_broker_that_comes_back_has_lost_nothing(
         fault,
         repetitions,
         must=f"lost 0, consuming again <= {recovery:g} s after the port opens",
-        met=max(recoveries) <= recovery and balance.duplicated <= PREFETCH * len(workers) * repetitions,
+        met=max(recoveries) <= recovery and balance.duplicated <= most_repeated(repetitions),
         recoveries=recoveries,
         note=f"all had ended {took:.0f} s after the last return; what RabbitMQ moves between queues by itself, such as"
         f" at the end of a delay, and has not confirmed, it repeats here after {REPEAT} s, in place of its 180 s",

@@ -93,6 +93,7 @@ async def amplify(again: Again) -> list[Again]:
 # As a supervisor does it, but without the second that Python and the imports take: each worker is a fork.
 RESTARTS = """
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -105,14 +106,25 @@ from choreo.settings import load
 settings = load()
 logs.configure("warning", "json")
 agents = [loader.load(name, settings.agents_folder) for name in sys.argv[1:]]
-while True:
-    if not (child := os.fork()):
+child, stopped = 0, False
+
+def stop(*_):
+    global stopped
+    stopped = True
+    with contextlib.suppress(ProcessLookupError):
+        child and os.kill(child, signal.SIGTERM)
+
+signal.signal(signal.SIGTERM, stop)
+while not stopped:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # it is meant for one of the two, never for both
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    if not child:
         os._exit(asyncio.run(serve(agents, settings)))
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     print("ended", code, flush=True)
-    if code in (0, 75, -signal.SIGTERM):
-        break
 """
 
 

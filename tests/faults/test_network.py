@@ -10,7 +10,7 @@ import pytest
 
 from choreo.rabbit.node import Node
 from tests.faults.conftest import Scale
-from tests.faults.ledger import BOTH, CONSUMING, LOST, PREFETCH, Ledger, Start, said
+from tests.faults.ledger import BOTH, CONSUMING, LOST, PREFETCH, Ledger, Start, most_repeated, said
 from tests.faults.proxy import Proxy
 from tests.faults.report import Row
 
@@ -87,7 +87,7 @@ def test_a_network_that_fails_costs_nothing_but_duplicates(
         fault,
         repetitions,
         must=f"lost 0, found <= {limit:g} s",
-        met=max(found) <= limit and balance.duplicated <= 2 * PREFETCH * repetitions,
+        met=max(found) <= limit and balance.duplicated <= most_repeated(repetitions),
         recoveries=consuming,
         note=f"found after at most {max(found):.1f} s",
     )
