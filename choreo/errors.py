@@ -17,8 +17,8 @@ ChoreoError                     1   exit code of a command that ends with it
 │   └── TopologyMismatch       78   a queue or exchange exists with other arguments
 ├── BrokerUnreachable          69   no broker answered, or the connection was lost
 ├── PublishFailed               1   an event that is not known to be stored
-│   ├── PublishRefused          1   returned as unroutable, or nacked: it is not stored
-│   └── PublishUnknown         75   neither confirmed nor refused in time: it may or may not be stored
+│   ├── PublishRefused          1   nobody listens, or it is never taken: it is not stored
+│   └── PublishUnknown         75   not confirmed, in time or by every queue: it may or may not be stored
 ├── DeadlinePassed             75   work that was not done in the time it was given
 │   ├── ReactionTimeout        75   a reaction ran longer than its `timeout` (also a TimeoutError)
 │   ├── NothingLeft            75   in virtual time: what is awaited cannot come any more
@@ -130,11 +130,15 @@ class PublishFailed(ChoreoError):
 
 
 class PublishRefused(PublishFailed):
-    """The broker said no: returned because nothing is bound, or nacked. The event is not stored."""
+    """No queue has the event: nobody listens, or the broker never takes it as it is."""
 
 
 class PublishUnknown(PublishFailed):
-    """Neither confirmed nor refused in time, or the connection was lost. The event may or may not be stored."""
+    """The event may or may not be stored: no answer came in time, the connection was lost, or a queue has not taken it.
+
+    A broker says no more than that one of the queues is full: what other agents listen with may have it. Publish it
+    again with the same `event_id`: who has it already gets a duplicate that can be known by it.
+    """
 
     exit_code = 75
 

@@ -19,21 +19,32 @@ class Confirmed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The broker said no, the message is not stored.
+    """The broker said no before the message came to any queue: it is stored nowhere.
 
-    `returned`: nothing is bound for it. `missing`: there is no such exchange. `nacked`: the broker cannot take it now.
-    `rejected`: it never will, as there is no permission, or the message is larger than it or the protocol allows.
+    `returned`: nothing is bound for it. `missing`: there is no such exchange. `rejected`: the broker will never take
+    it, as there is no permission, or the message is larger than it or the protocol allows.
     """
 
-    reason: Literal["returned", "missing", "nacked", "rejected"]
+    reason: Literal["returned", "missing", "rejected"]
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """No answer in time, or the connection was lost: the message may or may not be stored."""
+    """The message may or may not be stored.
+
+    No answer came in time, or the connection was lost. Or it was `nacked`: one of the queues that it was routed to has
+    not taken it. AMQP does not say how many queues there were, and the others have it.
+    https://www.rabbitmq.com/docs/confirms#server-sent-nacks
+    """
 
     detail: str
+    nacked: bool = False
+
+
+def nacked(exchange: str, routing_key: str) -> Unknown:
+    """Return what a nack says of a publish."""
+    return Unknown(f"a queue bound to {exchange} for {routing_key!r} has not taken it; others may have", nacked=True)
 
 
 Publication = Confirmed | Refused | Unknown

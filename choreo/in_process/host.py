@@ -9,9 +9,9 @@ from itertools import count
 
 from choreo.embedded import Broker
 from choreo.message import Message
-from choreo.transport import Confirmed, Refused
+from choreo.transport import Publication
 
-Answered = Callable[[Message, str, str, Confirmed | Refused], None]
+Answered = Callable[[Message, str, str, Publication], None]
 
 
 class Host:

@@ -13,7 +13,7 @@ from choreo.in_process.host import Host
 from choreo.in_process.post import Post
 from choreo.message import Message
 from choreo.rabbit import decode, encode
-from choreo.transport import Confirmed, Publication, Refused, Unknown
+from choreo.transport import Confirmed, Publication, Refused, Unknown, nacked
 
 GONE: Final = "the connection was lost before the confirmation"
 _REFUSALS: Final[dict[int, Literal["missing", "rejected"]]] = {404: "missing", 403: "rejected", 406: "rejected"}
@@ -121,10 +121,9 @@ class Publishing:
                 self._answer(each, each.refusal or _CONFIRMED)
             case Nack(tag):
                 each = self._in_flight.pop(tag)
-                place = f"{each.exchange} {each.routing_key!r}"
-                self._answer(each, Refused("nacked", f"the broker could not store it for {place}"))
+                self._answer(each, nacked(each.exchange, each.routing_key))
 
-    def _answer(self, each: _Publish, answer: Confirmed | Refused) -> None:
+    def _answer(self, each: _Publish, answer: Publication) -> None:
         if self._host.answered is not None:
             self._host.answered(each.message, each.exchange, each.routing_key, answer)
         self._post.put((each, answer))

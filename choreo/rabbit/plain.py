@@ -18,7 +18,7 @@ from choreo.envelope import new_id
 from choreo.message import Message
 from choreo.rabbit import encode
 from choreo.rabbit.settlements import Settlements
-from choreo.transport import Confirmed, Consumer, Delivery, OnDelivery, Publication, Refused, Unknown
+from choreo.transport import Confirmed, Consumer, Delivery, OnDelivery, Publication, Refused, Unknown, nacked
 
 _CONFIRMED: Final = Confirmed()
 
@@ -144,7 +144,7 @@ class Publishing:
             raise
         except amqp.DeliveryError:
             self._on_nack()
-            return Refused("nacked", f"the broker could not store it for {exchange} {routing_key!r}")
+            return nacked(exchange, routing_key)
         finally:
             del self._in_flight[name]
             done.set_result(None)

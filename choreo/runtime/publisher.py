@@ -70,8 +70,9 @@ class Publisher:
 
         `correlation_id`: the transaction it belongs to, its own if none is named. `event_id`: an id that is the same
         when the caller publishes again after an unknown outcome. `delay`: until it is delivered; whole seconds, at most
-        12 days. Raises PublishRefused (nobody listens, it is larger than `max_body`, or the broker cannot store it),
-        PublishUnknown (no answer within `publish_timeout`, or the connection was lost), BrokerUnreachable.
+        12 days. Raises PublishRefused (nobody listens, it is larger than `max_body`, or the broker will never take it),
+        PublishUnknown (no answer within `publish_timeout`, the connection was lost, or a queue could not take it, which
+        others may have), BrokerUnreachable.
         """
         message = seal(event, source=self._source, event_id=event_id, correlation_id=correlation_id)
         await self.send(message, declaration(event).topic, delay=delay)
@@ -96,19 +97,16 @@ class Publisher:
                     f"no agent listens to {topic!r} in the namespace {self._names.namespace!r}: nothing is stored",
                     self._mend(topic),
                 )
-            case Refused("rejected", detail):
+            case Refused(_, detail):
                 raise PublishRefused(
                     f"{topic} is not stored, and never will be as it is: {detail}",
                     "look at the user's permissions and at the broker's max_message_size",
                 )
-            case Refused(_, detail):
-                raise PublishRefused(
-                    f"{topic} was refused and is not stored: {detail}", "look at choreo inspect queues"
-                )
             case _:
+                look = "; choreo inspect queues shows which one is full" if result.nacked else ""
                 raise PublishUnknown(
                     f"{topic} {message.message_id} may or may not be stored: {result.detail}",
-                    "publish it again with the same id if a second copy does no harm",
+                    f"publish it again with the same id if a second copy does no harm{look}",
                 )
 
     def _mend(self, topic: str) -> str:

@@ -14,7 +14,7 @@ from choreo.event import Event, declaration, known
 from choreo.message import TOPIC, Message
 from choreo.reaction import Reaction
 from choreo.topology import Names, topic_of
-from choreo.transport import Confirmed, Delivery, Refused
+from choreo.transport import Confirmed, Delivery, Publication, Refused
 
 E = TypeVar("E", bound=Event)
 
@@ -117,14 +117,19 @@ class Record:
             topic = self._topics.get(attempt.event_id, "")
             self.walked.add(Hop(topic, full_name(reaction), None))
 
-    def answered(self, message: Message, exchange: str, routing_key: str, answer: Confirmed | Refused) -> None:
+    def answered(self, message: Message, exchange: str, routing_key: str, answer: Publication) -> None:
         """Note what an agent has emitted: the broker has stored it, or nobody listens and nobody needs to."""
         agent = self.agents.get(message.app_id or "")
         kind = known().get(routing_key)
         if exchange != self._names.events or agent is None or kind is None:
             return
-        if not (isinstance(answer, Confirmed) or (answer.reason == "returned" and declaration(kind).terminal)):
-            return
+        match answer:
+            case Confirmed():
+                pass
+            case Refused("returned") if declaration(kind).terminal:
+                pass
+            case _:
+                return
         envelope = open_envelope(message, routing_key, max_body=len(message.body))
         taken = self._topics.get(envelope.causation_id or "", "")
         reaction = agent.reaction_to(taken)

@@ -25,7 +25,7 @@ from choreo import dead_letter, outcome, topology
 from choreo.agent import Agent
 from choreo.dead_letter import DeadLetter
 from choreo.envelope import Envelope, seal
-from choreo.errors import BrokerUnreachable, PublishRefused, UsageError
+from choreo.errors import BrokerUnreachable, PublishRefused, PublishUnknown, UsageError
 from choreo.event import Event, upcast
 from choreo.message import Message, Reason
 from choreo.rabbit import session as rabbit
@@ -34,7 +34,7 @@ from choreo.retry import Retry
 from choreo.runtime.publisher import Publisher
 from choreo.runtime.worker import State, Worker
 from choreo.settings import Settings
-from choreo.topology import Names
+from choreo.topology import Binding, Names, Queue, Topology
 from choreo.transport import Confirmed, Delivery, QueueStats, Refused, Session
 from tests.waiting import eventually
 
@@ -75,6 +75,7 @@ class Unreachable(Exception):
 
 
 PLACED = "test-delivery.placed"
+FULL = "reject-publish"
 A_SECOND = tenacity.wait_fixed(1)
 
 
@@ -1428,6 +1429,34 @@ async def test_publisher_refuses_what_nobody_listens_to(stage: Stage) -> None:
                 await publisher.publish(Placed(order="1"), delay=delay)
 
 
+async def test_event_that_one_queue_refuses_is_repeated_with_its_id(stage: Stage) -> None:
+    """One queue is full and the other has it: a publisher says unknown with the id, a reaction emits it again with the
+    id of the first until there is room. No dead letter."""
+    payment, shop = stage.agent(), stage.agent("shop")
+    got: list[tuple[Paid, Context]] = []
+
+    @payment.on
+    async def charge(placed: Placed) -> Paid:
+        return Paid(order=placed.order)
+
+    worker = await stage.play(payment, seen_by(shop, Paid, got))
+    full = Queue(stage.names.queue(f"{shop.name}-full"), "work", "full", {"x-max-length": 1, "x-overflow": FULL})
+    await stage.session.declare(Topology((), (full,), (Binding(stage.names.events, full.name, "test-delivery.paid"),)))
+    await stage.send(Message(b"x"), full.name, exchange="")
+    async with Publisher(stage.settings, stage.connect) as publisher:
+        with pytest.raises(PublishUnknown, match=r"e-1 may or may not be stored: .* others may have") as caught:
+            await publisher.publish(Paid(order="0"), event_id="e-1")
+        assert "same id" in caught.value.way_out
+    await eventually(lambda: [ctx.event_id for _, ctx in got] == ["e-1"])
+    await stage.place("1")
+    await eventually(lambda: len(got) >= 3)
+    async with await aio_pika.connect(stage.settings.url.get_secret_value()) as connection:
+        await (await connection.channel()).queue_delete(full.name)
+    await eventually(lambda: worker.counters[payment.name].handled == 1)
+    await stage.settled(payment, shop)
+    assert len({ctx.event_id for _, ctx in got}) == 2
+
+
 async def test_publisher_replaces_a_lost_session(stage: Stage) -> None:
     """A publish after the connection was lost opens another one."""
     await stage.play(seen_by(stage.agent("shop"), Placed, []))
@@ -1446,7 +1475,7 @@ async def test_publisher_replaces_a_lost_session(stage: Stage) -> None:
 
 def test_refusals_are_told_apart() -> None:
     """The two kinds of refusal that decide between `terminal` and a retry are different values."""
-    assert Refused("returned", "") != Refused("nacked", "")
+    assert Refused("returned", "") != Refused("missing", "")
 
 
 class Shaky(Event, topic="test-delivery.shaky", external=True):

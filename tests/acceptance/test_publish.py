@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -408,8 +409,8 @@ def test_queue_that_is_full(publish: Run, broker_url: str, namespace: str):
     listener = Listener(broker_url, namespace, {"x-max-length": 5, "x-overflow": "reject-publish"})
     result = publish("order.placed", ORDER, "--count", "50")
     assert result.returncode == 3, result.stderr
-    assert "5 of 50 events confirmed, 4" in result.stderr
-    assert "was refused" in result.stderr
+    assert re.search(r"5 of 50 events confirmed, 4\d unknown", result.stderr)
+    assert "may or may not be stored" in result.stderr
     printed = [line.split()[1] for line in result.stdout.splitlines()]
     assert [each.message.message_id for each in listener.heard(count=5)] == printed
 

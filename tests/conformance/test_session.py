@@ -29,7 +29,7 @@ from choreo.message import Message
 from choreo.rabbit import session as rabbit
 from choreo.rabbit.node import Node
 from choreo.topology import Binding, Exchange, Names, Queue, Topology, return_key, schedule_key
-from choreo.transport import Confirmed, Consumer, Delivery, Refused, Session, Unknown
+from choreo.transport import Confirmed, Consumer, Delivery, Publication, Refused, Session, Unknown
 from tests.waiting import eventually
 
 Open = Callable[..., Awaitable[Session]]
@@ -210,15 +210,32 @@ async def test_message_that_need_not_arrive_is_confirmed(session: Session, box: 
     assert result == Confirmed()
 
 
-async def test_message_that_a_full_queue_does_not_take_is_nacked(session: Session, namespace: str) -> None:
-    box = Box(namespace, **{"x-max-length": 1, "x-overflow": "reject-publish"})
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+async def test_message_that_one_of_two_queues_does_not_take_may_be_stored(
+    session: Session, namespace: str, kind: str
+) -> None:
+    """A full queue refuses it, and the other that it is routed to has it: nobody may say that it is not stored."""
+    box = Box(namespace)
     await session.declare(box.topology)
+    full = Queue(
+        f"{namespace}.full",
+        "work",
+        "full",
+        {"x-queue-type": kind, "x-max-length": 1, "x-overflow": "reject-publish"},
+    )
+    await session.declare(Topology((), (full,), (Binding(box.exchange, full.name, "here"),)))
+    results: list[Publication] = []
 
     async def nacked() -> bool:  # a quorum queue takes a few more than its length
-        result = await box.put(session, Message(b"x"))
-        return isinstance(result, Refused) and result.reason == "nacked"
+        results.append(await box.put(session, Message(b"%d" % len(results))))
+        return results[-1] != Confirmed()
 
     await eventually(nacked)
+    refused = results[-1]
+    assert isinstance(refused, Unknown)
+    assert refused.nacked
+    assert box.exchange in refused.detail
+    await eventually(partial(box.holds, session, ready=len(results), consumers=0))
     assert not session.lost.done()
 
 

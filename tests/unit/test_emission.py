@@ -8,7 +8,7 @@ from choreo.errors import ChoreoError, NotEmitted, PublishRefused, PublishUnknow
 from choreo.event import Event
 from choreo.message import Reason
 from choreo.runtime.emission import require_stored
-from choreo.transport import Confirmed, Publication, Refused, Unknown
+from choreo.transport import Confirmed, Publication, Refused, Unknown, nacked
 
 
 class Paid(Event, topic="test-emission.paid"):
@@ -19,7 +19,7 @@ class Closed(Event, topic="test-emission.closed", terminal=True):
     pass
 
 
-RETURNED, NACKED = Refused("returned", "nobody"), Refused("nacked", "full")
+RETURNED, NACKED = Refused("returned", "nobody"), nacked("events", "paid")
 REJECTED = Refused("rejected", "no such exchange")
 
 
@@ -33,8 +33,8 @@ def test_stored(event: Event, result: Publication) -> None:
     ("event", "result", "error"),
     [
         (Paid(), RETURNED, PublishRefused),
-        (Paid(), NACKED, PublishRefused),
-        (Closed(), NACKED, PublishRefused),
+        (Paid(), NACKED, PublishUnknown),
+        (Closed(), NACKED, PublishUnknown),
         (Paid(), Unknown("no answer"), PublishUnknown),
         (Closed(), Unknown("no answer"), PublishUnknown),
         (Paid(), REJECTED, NotEmitted),

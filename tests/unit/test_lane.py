@@ -308,9 +308,9 @@ async def test_each_publish_gets_its_own_answer() -> None:
     broker.give_back("e")
     assert results(answers) == ["NoneType"] * 6, "a return says that it will be refused, its confirm that it is"
     broker.say(commands.Basic.Ack(5), commands.Basic.Ack(2, multiple=True), commands.Basic.Nack(4))
-    assert results(answers) == ["Confirmed", "returned", "NoneType", "nacked", "returned", "NoneType"]
+    assert results(answers) == ["Confirmed", "returned", "NoneType", "Unknown", "returned", "NoneType"]
     broker.say(commands.Basic.Ack(0, multiple=True))
-    assert results(answers) == ["Confirmed", "returned", "Confirmed", "nacked", "returned", "Confirmed"]
+    assert results(answers) == ["Confirmed", "returned", "Confirmed", "Unknown", "returned", "Confirmed"]
     assert not broker.publishing._in_flight
     assert broker.nacks == 1
 

@@ -23,7 +23,7 @@ from choreo.rabbit import decode, encode
 from choreo.rabbit.lane import frames
 from choreo.rabbit.lane.deadlines import Deadlines
 from choreo.rabbit.lane.protocol import Lane
-from choreo.transport import Confirmed, Publication, Refused, Unknown
+from choreo.transport import Confirmed, Publication, Refused, Unknown, nacked
 
 _CONFIRMED: Final = Confirmed()
 _MOST_AT_ONCE: Final = 1 << 20  # bytes written in one turn of the loop
@@ -244,8 +244,7 @@ class Publishing:
         elif stored:
             each.end(_CONFIRMED)
         else:
-            place = f"{each.exchange} {each.routing_key!r}"
-            each.end(Refused("nacked", f"the broker could not store it for {place}"))
+            each.end(nacked(each.exchange, each.routing_key))
             self._on_nack()
 
     def _out_of_time(self, each: _Publish, timeout: float) -> None:
