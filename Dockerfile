@@ -24,12 +24,13 @@ LABEL org.opencontainers.image.title="choreo" \
 RUN groupadd --system --gid 10001 choreo \
     && useradd --system --uid 10001 --gid choreo --no-create-home --home-dir /nonexistent \
         --shell /usr/sbin/nologin choreo
-# The health port is set here and not in CMD, so that the HEALTHCHECK is right for every `run NAME` as well.
+# The project is named, so that a volume in its place may belong to any number of the host. The health port is set here and not in CMD, so that the HEALTHCHECK is right for every `run NAME` as well.
 ENV PATH=/opt/choreo/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONFAULTHANDLER=1 \
-    CHOREO_HEALTH_PORT=8080
+    CHOREO_HEALTH_PORT=8080 \
+    CHOREO_PROJECT=/opt/choreo/app
 COPY --from=builder /opt/choreo/venv /opt/choreo/venv
 WORKDIR /opt/choreo/app
 COPY agents/ agents/

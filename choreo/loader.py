@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import importlib.machinery
 import importlib.util
 import re
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
+from choreo import ownership
 from choreo.errors import ConfigurationError, DeclarationError, InvalidName, UnknownAgent
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ GROUP: Final = "choreo.agents"  # of entry points
 _IDENTIFIER: Final = r"[A-Za-z_][A-Za-z0-9_]*"
 _REFERENCE: Final = re.compile(rf"({_IDENTIFIER}(?:\.{_IDENTIFIER})*):({_IDENTIFIER})")
 _MAX_REFERENCE: Final = 255  # characters
+_CODE: Final = tuple(importlib.machinery.all_suffixes())
+_checked: Final[set[Path]] = set()  # folders that belong to whom we trust
 _GRAMMAR: Final = (
     'a name is a lower-case letter, then up to 62 of a-z, 0-9, "_" and "-": payment; '
     "an agent elsewhere is package.module:attribute"
@@ -161,7 +165,7 @@ def _import_file(file: Path) -> ModuleType:
     if not package.isidentifier() or package in sys.stdlib_module_names:
         taken = "is a module of Python itself" if package.isidentifier() else "cannot be imported as a package"
         raise ConfigurationError(f'the agents folder {folder}: "{package}" {taken}', f"rename it, or {_OTHER_FOLDER}")
-    _search(folder.parent)
+    _search(folder)
     # Both are asked for before they are imported: nothing of a foreign package of this name is run.
     spec = importlib.util.find_spec(package)
     if spec is None or not any(_same(place, folder) for place in spec.submodule_search_locations or ()):
@@ -184,7 +188,7 @@ def _imported(name: str) -> ModuleType:
 
 def _from_reference(name: str, folder: Path) -> Agent:
     module_name, _, attribute = name.partition(":")
-    _search(folder.parent)
+    _search(folder)
     return _agent_at(_import(module_name), attribute)
 
 
@@ -237,7 +241,13 @@ def _import(name: str) -> ModuleType:
     raise UnknownAgent(f'there is no module "{missing}"', "install it, or run choreo in the folder that holds it")
 
 
-def _search(parent: Path) -> None:
+def _search(folder: Path) -> None:
+    """Let the folder be imported as a package, unless another user could put code of theirs there."""
+    parent = folder.parent
+    if folder not in _checked:
+        ownership.require(parent, folder=parent)  # on sys.path, before Python's own modules
+        ownership.require_tree(folder, _CODE, folder=parent)
+        _checked.add(folder)
     if str(parent) not in sys.path:
         sys.path.insert(0, str(parent))
     importlib.invalidate_caches()  # a file may be younger than what the finders remember of its folder

@@ -31,7 +31,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from choreo import beacon, duration
+from choreo import beacon, duration, ownership
 from choreo.broker_url import BrokerUrl
 from choreo.errors import ChoreoError, ConfigurationError, InvalidUrl, UsageError
 from choreo.project import Project, find
@@ -174,7 +174,7 @@ class Settings(BaseSettings):
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Sentences about CHOREO_* variables that are no setting and look like one."""
+        """Sentences about CHOREO_* variables that look like a setting, and files that are not used, for a person."""
         return self._doubts
 
     def name_of(self, setting: str) -> str:
@@ -245,9 +245,13 @@ def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _read(given: _Source) -> Settings:
     project = find()
     sources = [_known(given), _variables(), *_env_files(project), _table(project)]
-    found = None if any("url" in source.values for source in sources) else beacon.find(project.root)
-    if found is not None:
-        sources.append(_Source({"url": found.url}, after=f" in {project.root / beacon.FOLDER}"))
+    found = None
+    if not any("url" in source.values for source in sources):
+        found, doubt = beacon.find(project.root), beacon.doubt(project.root)
+        if found is not None:
+            sources.append(_Source({"url": found.url}, after=f" in {project.root / beacon.FOLDER}"))
+        elif doubt is not None:
+            sources.append(_Source({}, doubts=(doubt,)))
     values: dict[str, Any] = {}
     said_by: dict[str, _Source] = {}
     for source in reversed(sources):
@@ -318,6 +322,7 @@ def _env_files(project: Project) -> list[_Source]:
 
 
 def _env_file(path: Path) -> _Source:
+    ownership.require(path)
     try:
         _check_env_file(path)
         variables = DotEnvSettingsSource(Settings, env_file=path, env_file_encoding="utf-8").env_vars
@@ -325,7 +330,7 @@ def _env_file(path: Path) -> _Source:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
     else:
         return _prefixed(variables, f" in {path}")
-    raise ConfigurationError(f"{path} cannot be read: {reason}", "mend or remove it")
+    raise ConfigurationError(f"{path} cannot be read: {reason}", "fix or remove it")
 
 
 def _check_env_file(path: Path) -> None:
@@ -335,7 +340,7 @@ def _check_env_file(path: Path) -> None:
     with path.open(encoding="utf-8") as file:
         wrong = next((each.original.line for each in parse_stream(file) if each.error), None)
     if wrong is not None:
-        raise ConfigurationError(f"{path}, line {wrong}, is no NAME=value", "mend it; a quote may not be closed")
+        raise ConfigurationError(f"{path}, line {wrong}, is no NAME=value", "fix it; a quote may not be closed")
 
 
 def _prefixed(variables: Mapping[str, str | None], after: str) -> _Source:
@@ -344,7 +349,7 @@ def _prefixed(variables: Mapping[str, str | None], after: str) -> _Source:
     found = {
         name.removeprefix(prefix): value
         for name, value in variables.items()
-        if name.startswith(prefix) and value is not None
+        if name.startswith(prefix) and value is not None and name.upper() != ownership.VARIABLE
     }
     source = _Source({key: value for key, value in found.items() if key in Settings.model_fields}, PREFIX, after=after)
     doubts: list[str] = []

@@ -247,4 +247,5 @@ class Supervisor:
 
 def command(arguments: Sequence[str]) -> list[str]:
     """Return how a process of its own is started. Secrets go by the environment, never here."""
-    return [sys.executable, "-m", "choreo", "run", *arguments]
+    # Without -P, whatever module lies in the working folder would come before Python's own.
+    return [sys.executable, "-P", "-m", "choreo", "run", *arguments]

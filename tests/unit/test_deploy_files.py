@@ -156,7 +156,7 @@ class TestImage:
     def test_has_no_secret(self, instructions: list[tuple[str, str]]):
         """What is set in the image is for everybody to read."""
         given = " ".join(value for name, value in instructions if name in ("ENV", "ARG", "LABEL"))
-        assert set(re.findall(r"CHOREO_[A-Z_]+", given)) == {"CHOREO_HEALTH_PORT"}
+        assert set(re.findall(r"CHOREO_[A-Z_]+", given)) == {"CHOREO_HEALTH_PORT", "CHOREO_PROJECT"}
 
     def test_copies_what_is_there(self, instructions: list[tuple[str, str]]):
         """No source of a COPY is missing, or left out by .dockerignore."""

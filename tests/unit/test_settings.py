@@ -124,8 +124,8 @@ def test_env_file_of_the_working_folder_wins(project: Path, pyproject: Pyproject
     assert (settings.prefetch, settings.concurrency) == (2, 1)
 
 
-def test_the_nearest_project_that_names_choreo(project: Path, pyproject: Pyproject, monkeypatch: pytest.MonkeyPatch):
-    """A package inside of a repository finds the repository's [tool.choreo], and agents from there."""
+def test_the_nearest_project_is_the_only_one(project: Path, pyproject: Pyproject, monkeypatch: pytest.MonkeyPatch):
+    """A package inside of a repository is a project of its own: [tool.choreo] of a folder above it is not read."""
     pyproject("prefetch = 1", 'agents = "src/agents"')
     inner = project / "packages" / "payment"
     pyproject(whole='[project]\nname = "payment"\n', folder=inner)
@@ -134,9 +134,25 @@ def test_the_nearest_project_that_names_choreo(project: Path, pyproject: Pyproje
 
     settings = load()
 
-    assert settings.prefetch == 1
-    assert settings.root == project
-    assert settings.agents_folder == project / "src" / "agents"
+    assert settings.prefetch == 100
+    assert settings.agents_folder == inner / "agents"
+
+
+def test_a_project_that_is_named(project: Path, pyproject: Pyproject, monkeypatch: pytest.MonkeyPatch):
+    """CHOREO_PROJECT names the project, wherever choreo runs, and is refused when it is not a folder."""
+    pyproject("prefetch = 1")
+    inner = project / "packages" / "payment"
+    pyproject("prefetch = 2", folder=inner)
+    monkeypatch.chdir(inner)
+    assert load().prefetch == 2
+
+    monkeypatch.setenv("CHOREO_PROJECT", "../..")
+    assert load().prefetch == 1
+    assert load().root == project
+    assert load().doubts == ()
+
+    monkeypatch.setenv("CHOREO_PROJECT", "/nowhere/at/all")
+    assert refused().message == "CHOREO_PROJECT='/nowhere/at/all' is not a folder"
 
 
 def test_the_nearest_project_without_choreo(project: Path, pyproject: Pyproject, monkeypatch: pytest.MonkeyPatch):
@@ -317,7 +333,7 @@ def test_malformed_toml_is_named_with_its_line(pyproject: Pyproject):
 
     error = refused()
 
-    assert error.message.startswith(f"{file} is no valid TOML: ")
+    assert error.message.startswith(f"{file} is not valid TOML: ")
     assert "line 3" in error.message
 
 
@@ -325,7 +341,7 @@ def test_a_pyproject_that_is_no_text(project: Path):
     """Bytes that are no UTF-8 are an error that names the file."""
     (project / "pyproject.toml").write_bytes(b"[tool.choreo]\nnamespace = '\xff'\n")
 
-    assert refused().message.startswith(f"{project / 'pyproject.toml'} is no valid TOML: ")
+    assert refused().message.startswith(f"{project / 'pyproject.toml'} is not valid TOML: ")
 
 
 @pytest.mark.parametrize("whole", ["[tool]\nchoreo = 3\n", "[[tool.choreo]]\n"])
