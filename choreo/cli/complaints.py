@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-import sysconfig
 import traceback
-from pathlib import Path
 from typing import Any
 
 import typer
-
-import choreo
 
 
 def complain(message: str, way_out: str = "") -> None:
@@ -35,34 +30,22 @@ def of_usage(error: Any) -> None:
 
 def of_import(module: str, error: Exception) -> None:
     """Show the traceback of an error in a user's module, and say at its end what failed, where, and what to do."""
-    found, frames = traceback.TracebackException.from_exception(error), traceback.extract_tb(error.__traceback__)
-    theirs = [number for number, frame in enumerate(frames) if _is_of_the_user(frame.filename)]
+    from choreo.observe import frames
+
+    found, stack = traceback.TracebackException.from_exception(error), traceback.extract_tb(error.__traceback__)
+    theirs = [number for number, frame in enumerate(stack) if frames.is_the_users(frame.filename)]
     # From their own module on: the way there is not theirs.
-    found.stack = traceback.StackSummary.from_list(frames[theirs[0] if theirs else len(frames) :])
+    found.stack = traceback.StackSummary.from_list(stack[theirs[0] if theirs else len(stack) :])
     found.__notes__ = []
     typer.echo("".join(found.format()), err=True, nl=False)
     place = ""
     if isinstance(error, SyntaxError):
-        place = f" ({_near(error.filename or '?')}, line {error.lineno})"
+        place = f" ({frames.near(error.filename or '?')}, line {error.lineno})"
     elif theirs:
-        place = f" ({_near(frames[theirs[-1]].filename)}, line {frames[theirs[-1]].lineno})"
+        place = f" ({frames.near(stack[theirs[-1]].filename)}, line {stack[theirs[-1]].lineno})"
     what = " ".join(list(found.format_exception_only())[-1].split())
     if isinstance(error, ModuleNotFoundError):
         way_out = f"mend the import, or install it into {sys.prefix}, where this choreo runs"
     else:
         way_out = "the traceback above shows how it came there"
     complain(f"{module} cannot be imported{place}: {what}", way_out)
-
-
-def _is_of_the_user(file: str) -> bool:
-    libraries = (choreo.__file__, typer.__file__, importlib.__file__)
-    folders = [
-        *(str(Path(each).parent) for each in libraries),
-        *map(sysconfig.get_path, ("purelib", "platlib", "stdlib")),
-    ]
-    return not file.startswith((*folders, "<frozen")) and Path(file).exists()
-
-
-def _near(file: str) -> str:
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file

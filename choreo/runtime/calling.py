@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import threading
+import time
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -23,6 +26,25 @@ from choreo.reaction import Reaction
 T = TypeVar("T")
 
 
+@dataclass(slots=True)
+class Run:
+    """A call in a thread: of which reaction, and from when to when, in times of `time.monotonic`."""
+
+    reaction: Reaction
+    began: float
+    ended: float | None = None
+
+
+_runs: dict[int, Run] = {}  # the last one of each thread
+_of_a_reaction: set[types.CodeType] = set()  # of functions whose local `reaction` is the one that they are about
+
+
+def about_a_reaction(function: Callable[..., T]) -> Callable[..., T]:
+    """Have `reaction_on` find the local variable `reaction` of `function`."""
+    _of_a_reaction.add(function.__code__)
+    return function
+
+
 async def call(
     reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Executor | None
 ) -> list[Event]:
@@ -31,6 +53,7 @@ async def call(
     return given if isinstance(given, list) else await given
 
 
+@about_a_reaction
 def begin(
     reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Executor | None
 ) -> list[Event] | Awaitable[list[Event]]:
@@ -39,7 +62,7 @@ def begin(
     That is to be awaited if the function waits for something. Raises ReactionTimeout when it has waited for longer than
     the reaction may, besides what the function raises.
     """
-    work = function(*arguments) if executor is None else _threaded(executor, function, arguments)
+    work = function(*arguments) if executor is None else _threaded(executor, reaction, function, arguments)
     if type(work) is not types.CoroutineType:
         work = _unfolded(work)
     try:
@@ -52,13 +75,19 @@ def begin(
 
 
 def reaction_on(frame: FrameType | None) -> Reaction | None:
-    """Return the reaction whose function runs in `frame` or in one that it was called from."""
+    """Return the reaction for which something runs in `frame`: its function, or the validators of its event."""
     while frame is not None:
-        if frame.f_code in (begin.__code__, _within.__code__):
-            found: Reaction = frame.f_locals["reaction"]
+        found = frame.f_locals.get("reaction") if frame.f_code in _of_a_reaction else None
+        if isinstance(found, Reaction):
             return found
         frame = frame.f_back
     return None
+
+
+def in_threads(since: float, until: float) -> list[Reaction]:
+    """Return the reactions that were in a thread all the time between two times of `time.monotonic`."""
+    runs = [run for run in tuple(_runs.values()) if run.began <= since and (run.ended is None or run.ended >= until)]
+    return list({id(run.reaction): run.reaction for run in runs}.values())
 
 
 def _events(result: Any) -> list[Event]:
@@ -67,6 +96,7 @@ def _events(result: Any) -> list[Event]:
     return list(result) if isinstance(result, list | tuple) and type(result) is not Envelope else [result]
 
 
+@about_a_reaction
 async def _within(reaction: Reaction, work: Awaitable[Any]) -> list[Event]:
     deadline = asyncio.timeout(reaction.timeout)
     try:
@@ -110,16 +140,21 @@ async def _unfolded(result: Any) -> Any:
     return [event async for event in result] if isinstance(result, AsyncIterator) else result
 
 
-async def _threaded(executor: Executor, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+async def _threaded(
+    executor: Executor, reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> Any:
     run = contextvars.copy_context().run
     loop = asyncio.get_running_loop()
-    return await _unfolded(await loop.run_in_executor(executor, run, _in_thread, function, arguments))
+    return await _unfolded(await loop.run_in_executor(executor, run, _in_thread, reaction, function, arguments))
 
 
-def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _in_thread(reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    run = _runs[threading.get_ident()] = Run(reaction, time.monotonic())
     try:
         result = function(*arguments)
         return list(result) if isinstance(result, Iterator) else result  # a generator does its work in the thread too
     except (StopIteration, GeneratorExit) as error:
         # A future cannot carry these two: it would never be done, or end whoever awaits it.
         raise RuntimeError(f"{function.__name__} raised {type(error).__name__}") from error
+    finally:
+        run.ended = time.monotonic()

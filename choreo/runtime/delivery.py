@@ -28,8 +28,9 @@ from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
 from choreo.observe import logs
 from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Context, Reaction
-from choreo.runtime.calling import begin, call
+from choreo.runtime.calling import about_a_reaction, begin, call
 from choreo.runtime.emission import require_stored, sealed
+from choreo.runtime.rounds import Rounds
 from choreo.topology import Names, return_key, topic_of
 from choreo.transport import Confirmed, Delivery, Refused, Session
 
@@ -80,6 +81,7 @@ class Courier:
     code_version: str | None = None
     resources: Any = None
     counters: Counters = field(default_factory=Counters)
+    rounds: Rounds = field(default_factory=Rounds)
     ending: asyncio.Event = field(default_factory=asyncio.Event)  # set before the worker cancels what still runs
     log: structlog.typing.FilteringBoundLogger = field(default_factory=logs.of_deliveries)
 
@@ -151,6 +153,7 @@ class Courier:
                 await self._bury(case, error, reason)
         return None
 
+    @about_a_reaction
     def _open(self, case: _Case) -> tuple[Envelope, Reaction]:
         """Read envelope and event and find the reaction, once. Raises EnvelopeError with the dead letter's reason."""
         if case.envelope is not None and case.reaction is not None and case.event is not None:
@@ -179,6 +182,8 @@ class Courier:
                 Reason.LOOP,
                 f"{opened.topic} {opened.id} is one of {opened.tree} events of its generation, and max_tree is {bound}",
             )
+        if case.delivery.redelivered:
+            self.rounds.begin(case.delivery, reaction)
         case.event = opened.event(reaction.consumes[opened.topic]) if reaction.consumes else opened
         return opened, reaction
 

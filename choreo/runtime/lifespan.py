@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final
 
 import structlog
@@ -51,6 +51,16 @@ async def enter(
 
     stack.push_async_exit(leave)
     return resources
+
+
+def agent_on(frame: FrameType | None) -> Agent | None:
+    """Return the agent whose lifespan begins in `frame` or in one that it was called from."""
+    while frame is not None:
+        if frame.f_code is _begun.__code__:
+            found: Agent = frame.f_locals["agent"]
+            return found
+        frame = frame.f_back
+    return None
 
 
 async def _begun(manager: contextlib.AbstractAsyncContextManager[Any], agent: Agent, stopping: asyncio.Event) -> Any:

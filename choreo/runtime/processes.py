@@ -22,6 +22,7 @@ import structlog
 from choreo.errors import BrokerUnreachable, ConfigurationError, UsageError
 from choreo.observe.systemd import Notifier
 from choreo.runtime.service import SUPERVISED, Stop, endpoint, signals, watchdog
+from choreo.runtime.worker import SUBSCRIBING
 from choreo.settings import Settings
 
 # A process that ends with one of these before it was ever ready would end so again: nothing is gained by a restart.
@@ -42,6 +43,7 @@ class _Process:
         self.ready = False
         self.status = "starting"
         self.was_ready = False
+        self.had_begun = False  # to take messages: what ends it from then on may be one of them
         self.last_sign = time.monotonic()
         self._command = command
         self._address = str(folder / f"{number}.sock")
@@ -52,7 +54,7 @@ class _Process:
     async def run(self, stopping: asyncio.Event) -> int:
         """Run once to the end; return the exit code, negative for a signal."""
         loop = asyncio.get_running_loop()
-        self.ready = self.was_ready = False
+        self.ready = self.was_ready = self.had_begun = False
         self.status, self.last_sign = "starting", time.monotonic()
         environment = {**os.environ, "NOTIFY_SOCKET": self._address, SUPERVISED: "1"}
         environment.pop("WATCHDOG_PID", None)
@@ -88,6 +90,7 @@ class _Process:
                 self.ready = False
             elif name == "STATUS":
                 self.status = value
+                self.had_begun = self.had_begun or value.startswith(SUBSCRIBING)
                 self.ready = self.was_ready and value.startswith("consuming")
 
 
@@ -164,7 +167,7 @@ class Supervisor:
             if self._reloading or time.monotonic() - began > _GOOD_RUN:
                 pause = _FIRST_PAUSE
             log = _logger.error if code else _logger.info
-            if self._watched and code and not process.was_ready:
+            if self._watched and code and not process.had_begun:
                 # What a broken file has to say it says once; the next change may mend it.
                 log("process ended", process=process.number, code=code, restart="when a file changes")
                 await self._next_change()

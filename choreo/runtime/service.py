@@ -15,7 +15,7 @@ from choreo.agent import Agent
 from choreo.observe.health import Health
 from choreo.observe.systemd import Notifier
 from choreo.rabbit import session as rabbit
-from choreo.runtime import stall
+from choreo.runtime import lifespan, stall
 from choreo.runtime.worker import GRACE, State, Worker
 from choreo.settings import Settings
 
@@ -91,8 +91,14 @@ async def serve(agents: Sequence[Agent], settings: Settings, on_ready: Callable[
         if supervised:
             loop.add_reader(0, _orphaned, stop)
         longest = max((reaction.timeout for agent in agents for reaction in agent.reactions), default=0.0)
-        # Not at the start: a lifespan that blocks holds up nobody yet.
-        with stall.watch(longest + stall.MARGIN, armed=lambda: worker.state is not State.STARTING):
+
+        def deadline() -> float:
+            """Return the longest time that what runs now may take."""
+            return lifespan.START_TIMEOUT if worker.entering else longest
+
+        # From the start on: a message may be there before the worker is.
+        with stall.watch(lambda: deadline() + stall.MARGIN) as watch:
+            worker.standstill = watch.standstill
             drained = await worker.run()
     return stop.exit_code(drained=drained)
 

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import decimal
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from itertools import chain
@@ -22,6 +22,8 @@ from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.runtime import lifespan, lookout
 from choreo.runtime.delivery import Counters, Courier
 from choreo.runtime.drainers import Drainers, Slice
+from choreo.runtime.rounds import cause_of_loss
+from choreo.runtime.stall import Standstill
 from choreo.runtime.window import Turns, Window, affordable, longest_way
 from choreo.settings import Settings
 from choreo.topology import Names, Topology
@@ -36,6 +38,7 @@ _LOOK: Final = 1.0  # seconds for the question whether the queues are still ther
 _SHORT_LIFE: Final = 10.0  # seconds
 _SPARE_THREADS: Final = 1_000  # made only when they are needed
 _END_TIMEOUT: Final = 3.0  # seconds for what is cancelled to give its delivery back
+SUBSCRIBING: Final = "subscribing"  # begins the status from which on messages arrive
 GRACE: Final = 4.0  # seconds after the drain time for everything that has to be closed
 
 _logger = structlog.get_logger()
@@ -65,6 +68,8 @@ class Worker:
         self.state = State.STARTING
         self.status = "starting"
         self.drained = False  # everything that ran was finished in time
+        self.entering = False  # a lifespan is about to begin, and takes its time
+        self.standstill: Callable[[], Awaitable[Standstill | None]] = _never
         self._settings = settings
         self._connect = connect
         self._names = Names(settings.namespace)
@@ -116,7 +121,7 @@ class Worker:
         async with contextlib.AsyncExitStack() as stack:
             try:
                 for agent in self.agents:
-                    resources = await lifespan.enter(stack, agent, self._stop, self._leave_by)
+                    resources = await self._enter(stack, agent)
                     courier = self._courier(agent, stack.enter_context(self._threads()), resources)
                     self._drainers[agent.name] = self._drainers_of(courier, context)
                 stack.push_async_callback(self._end_drainers)
@@ -129,6 +134,15 @@ class Worker:
             raise failure
         self._change(State.STOPPED, "stopped")
         return self.drained
+
+    async def _enter(self, stack: contextlib.AsyncExitStack, agent: Agent) -> Any:
+        if agent.lifespan is not None:
+            self._change(State.STARTING, f"starting: the lifespan of agent {agent.name}", logged=False)
+        self.entering = True
+        try:
+            return await lifespan.enter(stack, agent, self._stop, self._leave_by)
+        finally:
+            self.entering = False
 
     def _leave_by(self) -> float:
         """Return the time of the loop by which lifespans have to end: the drain time and a grace after it."""
@@ -148,6 +162,7 @@ class Worker:
     async def _consume_until_stopped(self) -> bool:
         # At the start: patient for `wait` seconds if nobody answers, not at all with a refusal. Later a refusal may be
         # mended too, and is waited out like everything else.
+        self._change(State.STARTING, f"starting: connecting to {self._brokers}", logged=False)
         only_unreachable = tenacity.retry_if_exception_type(BrokerUnreachable)
         session = await self._connected(only_unreachable, tenacity.stop_after_delay(self._settings.wait))
         while session is not None:
@@ -196,6 +211,8 @@ class Worker:
                 self._looking = asyncio.create_task(self._report_missing(session))
                 await asyncio.wait((self._looking,), timeout=_LOOK)
             await session.declare(self._topology)
+            if self.state is State.STARTING:
+                self._change(State.STARTING, f"{SUBSCRIBING} to {self._queues}", logged=False)
             for window in self._windows:
                 await window.open()
         except BaseException:
@@ -221,7 +238,15 @@ class Worker:
 
     @property
     def _consuming(self) -> str:
-        return f"consuming from {', '.join(each.queue for each in self._windows)}"
+        return f"consuming from {self._queues}"
+
+    @property
+    def _queues(self) -> str:
+        return ", ".join(each.queue for each in self._windows)
+
+    @property
+    def _brokers(self) -> str:
+        return ", ".join(f"{each.host}:{each.port}" for each in self._settings.brokers())
 
     def _affordable(self, agent: Agent) -> int:
         """Return how many deliveries `agent` may hold: the setting, or fewer if its deadlines are long."""
@@ -251,8 +276,9 @@ class Worker:
         message = error.message if isinstance(error, ChoreoError) else repr(error)
         pause = state.next_action.sleep if state.next_action else 0.0
         attempt = state.attempt_number
-        if self.state is not State.STARTING:
-            self._change(State.WAITING, f"{message} (attempt {attempt})", logged=False)
+        starting = self.state is State.STARTING
+        status = f"{'starting: ' if starting else ''}{message} (attempt {attempt})"
+        self._change(State.STARTING if starting else State.WAITING, status, logged=False)
         if attempt <= _SAID or attempt % _SAID == 0 or not isinstance(error, BrokerUnreachable):
             _logger.warning("not connected", error=message, attempt=attempt, next_try_in=round(pause, 1))
 
@@ -262,7 +288,9 @@ class Worker:
         failed = [each.exception() for each in watchers if each.done() and not each.cancelled()]
         error = session.lost.result() if session.lost.done() else next(filter(None, failed))
         self._change(State.WAITING, error.message if isinstance(error, ChoreoError) else repr(error))
-        _logger.warning("session lost", error=str(error), server=session.server.version)
+        rounds = {name: drainers.courier.rounds for name, drainers in self._drainers.items()}
+        cause = cause_of_loss(await self.standstill(), self._settings.brokers()[0].heartbeat, rounds)
+        _logger.warning("session lost", error=str(error), server=session.server.version, **cause)
         await self._abandon(session)
         for drainers in self._drainers.values():
             drainers.arrived.take_all()
@@ -344,6 +372,10 @@ class Worker:
         finally:
             for each in waiting - set(what):
                 each.cancel()
+
+
+async def _never() -> Standstill | None:
+    return None
 
 
 def _backoff(state: tenacity.RetryCallState) -> float:

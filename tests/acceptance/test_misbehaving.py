@@ -6,6 +6,7 @@ import asyncio
 import json
 import secrets
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,10 +46,10 @@ class Stage:
         self._start = start
         self._url = url
 
-    def run(self, text: str, *arguments: str, state: str | None = "consuming") -> Running:
-        """Start the program, and return it when it is in `state`."""
+    def run(self, text: str, *arguments: str, state: str | None = "consuming", query: str = "") -> Running:
+        """Start the program, with `query` behind its URL, and return it when it is in `state`."""
         (self._project / "agents" / f"{self.agent}.py").write_text((AGENT + text).replace("NAME", self.agent))
-        environment = {"CHOREO_URL": self._url, "CHOREO_NAMESPACE": NAMESPACE}
+        environment = {"CHOREO_URL": self._url + query, "CHOREO_NAMESPACE": NAMESPACE}
         running = self._start("run", self.agent, *arguments, env=environment)
         if state is not None:
             running.wait_for(f'"state": "{state}"')
@@ -92,6 +93,69 @@ async def compute(placed: Placed) -> None:
     assert f"{stage.agent}.py:15 compute" in first["stack"]
     (last,) = logged(running, "event loop blocked beyond every deadline")
     assert last["seconds"] > max(5, first["seconds"])
+
+
+BLOCKING = """
+agent = Agent("NAME", timeout="100ms")
+
+@agent.on
+async def compute(placed: Placed) -> None:
+    time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize("arguments", [(), ("--processes", "2"), ("--reload",)], ids=["alone", "processes", "reload"])
+def test_reaction_that_blocks_from_the_first_message_on_ends_the_process(
+    stage: Stage, arguments: tuple[str, ...]
+) -> None:
+    """The message is there before the worker, as it is after every 70. A supervisor starts the process again."""
+    running = stage.run(BLOCKING)
+    running.send(signal.SIGTERM)
+    assert running.wait() == 0
+    stage.send("1")
+    running = stage.run(BLOCKING, *arguments, state=None)
+    running.wait_for("event loop blocked beyond every deadline", times=2 if arguments else 1)
+    if not arguments:
+        assert running.wait() == 70
+        return
+    ended = logged(running, "process ended")[0]
+    assert ended["code"] == 70
+    assert "restart_in" in ended
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a call that keeps the lock is told from a SIGSTOP")
+@pytest.mark.real_node("patience of two heartbeats, after which it closes the connection")
+def test_reaction_that_costs_its_session_again_and_again_is_buried(stage: Stage) -> None:
+    """A `def` reaction in a call that keeps Python's global lock for longer than the broker waits for a heartbeat. The
+    log says whose fault it was, the third round is the last, and the neighbour is handled."""
+    running = stage.run(
+        """
+import ctypes
+
+agent = Agent("NAME", timeout="60s")
+
+@agent.on
+def compute(placed: Placed) -> None:
+    print("begun", placed.order, flush=True)
+    if placed.order == "heavy":
+        ctypes.PyDLL(None).sleep(6)
+""",
+        query="?heartbeat=1",
+    )
+    stage.send("heavy")
+    stage.send("light")
+    running.wait_for('"reason": "stalled"')
+    running.wait_for("begun light")
+    running.send(signal.SIGTERM)
+    assert running.wait() == 0
+    assert running.stdout.count("begun heavy") == 3
+    blocked = logged(running, "event loop blocked")
+    assert {(each["agent"], each["reaction"]) for each in blocked} == {(stage.agent, "compute")}
+    lost = logged(running, "session lost")
+    assert len(lost) == 3
+    assert all(f"'compute' of agent {stage.agent} held everything up" in each["cause"] for each in lost)
+    (dead,) = logged(running, "dead letter")
+    assert "kept the whole process from running" in dead["error"]
 
 
 def test_reaction_that_blocks_the_loop_for_a_while_goes_on(stage: Stage) -> None:
