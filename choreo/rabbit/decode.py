@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ _MAX_NAMES: Final = 4096
 
 _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
+_S32: Final = struct.Struct(">i")
 _S64: Final = struct.Struct(">q")
 
 _layouts = Layouts()
@@ -32,15 +34,24 @@ class _UnreadableError(Exception):
 
 def message(properties: bytes, body: bytes) -> Message:
     """Return the message whose content header holds `properties`, flags first, and whose body is `body`."""
-    found = _layouts.read(properties, body)
+    try:
+        found = _layouts.read(properties, body)
+    except Exception:  # noqa: BLE001 - a shortcut: where it fails, the plain reader has the word
+        found = None
     if found is None:
-        try:
-            found = _message(properties, body)
-        except (_UnreadableError, IndexError, struct.error):
-            return Message(body, content_type=None, unread=properties)
+        found = plainly(properties, body)
         if found.unread is None:
-            _layouts.learn(properties, found)
+            with suppress(Exception):  # what has been read is not lost over what could be learned from it
+                _layouts.learn(properties, found)
     return found
+
+
+def plainly(properties: bytes, body: bytes) -> Message:
+    """Return what `message` does, read field by field: what comes out never depends on what came before."""
+    try:
+        return _message(properties, body)
+    except Exception:  # noqa: BLE001 - whatever the reason: it must cost this message alone, and the session nothing
+        return Message(body, content_type=None, unread=properties)
 
 
 def _message(data: bytes, body: bytes) -> Message:  # noqa: C901, PLR0912 - one step per property
@@ -59,7 +70,7 @@ def _message(data: bytes, body: bytes) -> Message:  # noqa: C901, PLR0912 - one 
         end = pos + 4 + _U32.unpack_from(data, pos)[0]
         try:
             headers = _table(data, pos + 4, end, 1)
-        except (_UnreadableError, IndexError, struct.error):
+        except Exception:  # noqa: BLE001 - see `plainly`; the other properties are read on
             unread = data[pos + 4 : end]
         pos = end
     if flags & 0x1000:
@@ -157,7 +168,8 @@ def _value(data: bytes, pos: int, end: int, depth: int) -> tuple[Any, int]:
         case 0x56:  # V
             return None, pos + 1
         case 0x44:  # D
-            return Decimal(int.from_bytes(data[pos + 2 : pos + 6], signed=True)).scaleb(-data[pos + 1]), pos + 6
+            # As a text, whose digits no decimal context of the user's cuts short.
+            return Decimal(f"{_S32.unpack_from(data, pos + 2)[0]}e-{data[pos + 1]}"), pos + 6
         case 0x53 | 0x78 | 0x46 | 0x41:  # S x F A: their length stands before them
             start = pos + 5
             stop = start + _U32.unpack_from(data, pos + 1)[0]

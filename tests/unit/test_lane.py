@@ -461,3 +461,24 @@ def test_body_of_any_size_is_written_in_frames_that_the_broker_takes(body: bytes
         assert [each.body_size for each in sent if isinstance(each, header.ContentHeader)] == [len(body)]
 
     asyncio.run(play())
+
+
+async def test_a_delivery_that_choreo_fails_to_take_costs_no_other() -> None:
+    """Whatever is wrong with taking one of them, the connection goes on, and the failure is told."""
+    wire, got, told = Wire(), list[int](), list[dict[str, Any]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+
+    def take(delivered: Delivery) -> None:
+        if delivered.tag == 2:
+            raise LookupError("a defect")
+        got.append(delivered.tag)
+
+    class Queue:
+        queue = "shop"
+
+    Consuming(wire.lane, 5, cast("Consumer", Queue()), take)
+    wire.receive(b"".join(delivery(tag, b"{}") for tag in (1, 2, 3)))
+    assert got == [1, 3]
+    assert [(each["message"], type(each["exception"])) for each in told] == [
+        ("choreo failed to take delivery 2 of shop", LookupError)
+    ]

@@ -26,7 +26,8 @@ class Consuming:
         self._consumer = consumer
         self._on_delivery = on_delivery
         self._settlements = Settlements()
-        self._soon: Callable[..., object] = asyncio.get_running_loop().call_soon
+        self._loop = asyncio.get_running_loop()
+        self._soon: Callable[..., object] = self._loop.call_soon
         self._writing = False
         self._open = True
         self._places: dict[bytes, tuple[str, str]] = {}  # exchange and routing key repeat from delivery to delivery
@@ -63,7 +64,12 @@ class Consuming:
         place = payload[behind_tag + 9 :]
         exchange, routing_key = self._places.get(place) or self._place(place)
         message = decode.message(properties, body)
-        self._on_delivery(Delivery(message, exchange, routing_key, tag, bool(redelivered), self._consumer))
+        try:
+            self._on_delivery(Delivery(message, exchange, routing_key, tag, bool(redelivered), self._consumer))
+        except Exception as error:  # noqa: BLE001 - it is shown, and must not take the connection with it
+            # A defect of choreo's, over this one delivery: it stays unsettled, and comes back when the session ends.
+            told = {"message": f"choreo failed to take delivery {tag} of {self._consumer.queue}", "exception": error}
+            self._loop.call_exception_handler(told)
 
     def closed(self, *_: object) -> None:
         """Write nothing more: the broker takes back what is not settled."""

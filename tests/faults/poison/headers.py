@@ -45,6 +45,22 @@ _TYPES: Final = {
     "A": (sized(b""), sized(item(b"\xff") + b"V" + b"A" + sized(b""))),
 }
 
+# One name several times in one table: AMQP forbids it, and RabbitMQ delivers it as it came.
+_REPEATED: Final = {
+    "twice, and equal": text("h", "x") * 2,
+    "twice, and equal, behind another": text("a", "0123") + text("h", "x") * 2,
+    "twice, and equal, before another": text("h", "x") * 2 + text("z", "0123"),
+    "twice, with other texts": text("h", "x") + text("h", "y"),
+    "twice, with texts of other lengths": text("h", "x" * 40) + text("h", ""),
+    "twice, of other types": text("h", "x" * 4) + number("h", 1),
+    "five times": text("h", "x") * 5,
+    "ce-type twice": text("ce-type", "order.placed") * 2,
+    "traceparent twice": text("traceparent", "00-" + "1" * 32) + text("traceparent", "00-" + "2" * 32),
+    "twice in a table": table("h", text("i", "x"), text("i", "x")),
+    "no name, twice": text("", "x") * 2,
+    "a name that is not UTF-8, twice": text(b"\xff", "x") * 2,
+}
+
 _HARMLESS: Final = {
     "no field": b"",
     "a field without a name": text("", "x"),
@@ -137,6 +153,7 @@ HEADERS: Final = (
         for kind, values in _TYPES.items()
         for value in values
     ),
+    *(_poison(name, None, headers) for name, headers in _REPEATED.items()),
     *(_poison(name, None, headers) for name, headers in _HARMLESS.items()),
     *(_poison(name, None, headers) for name, headers in _OVERWRITTEN.items()),
     *(_poison(name, Reason.HEADERS, headers) for name, headers in _READ.items()),
