@@ -16,6 +16,7 @@ from http import HTTPStatus
 
 import structlog
 
+from choreo import forks
 from choreo.errors import ConfigurationError
 from choreo.observe.logs import censored
 
@@ -59,6 +60,8 @@ class Health:
             self._server = await asyncio.start_server(self._accept, self._host, self._asked_port, limit=_HEAD_LIMIT)
         except (OSError, ValueError) as error:  # ValueError: a host with a character that no name has
             raise self._cannot_listen(_reason(error)) from error
+        for each in self._server.sockets:
+            forks.keep_private(each.fileno())
 
     async def stop(self) -> None:
         """Stop listening and end what is still being answered."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Any, Final
 
 from aiormq import exceptions as amqp
 from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from pamqp import commands
+from yarl import URL
 
+from choreo import forks
 from choreo.envelope import new_id
 from choreo.message import Message
 from choreo.rabbit import encode
@@ -21,6 +24,17 @@ from choreo.rabbit.settlements import Settlements
 from choreo.transport import Confirmed, Consumer, Delivery, OnDelivery, Publication, Refused, Unknown, nacked
 
 _CONFIRMED: Final = Confirmed()
+
+
+class Transports(TransportFactory):
+    """Makes what aiormq would make for itself, and keeps it from children that are forked."""
+
+    async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect."""
+        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        reader, writer = await factory.create(url, **options)
+        forks.keep_transport_private(writer.transport)
+        return reader, writer
 
 
 class Consuming:

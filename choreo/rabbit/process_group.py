@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from choreo import forks
 from choreo.errors import ConfigurationError
 
 
@@ -16,9 +17,8 @@ class ProcessGroup:
     """A process group of our own, and an exclusive lock on a file for as long as it lives.
 
     Its leader is a shell that reads a pipe from this process and kills the group when the pipe ends. That
-    happens, on Linux and macOS, when this process ends (kill -9 too) and when this object is collected. Two
-    things defeat it: a forked child without exec (as multiprocessing's "fork" makes) that keeps a copy of the
-    pipe and lives on, and somebody else killing that shell first. A parent-death signal would not do: it is
+    happens, on Linux and macOS, when this process ends (kill -9 too) and when this object is collected. Only
+    somebody who kills that shell first defeats it. A parent-death signal would not do: it is
     Linux only, and comes already when the thread that started the child ends.
     """
 
@@ -43,6 +43,8 @@ class ProcessGroup:
                 pass_fds=[file.fileno()],
                 process_group=0,
             )
+        assert self._leader.stdin is not None
+        forks.keep_private(self._leader.stdin.fileno())
         self._members: list[subprocess.Popen[bytes]] = []
 
     def start(

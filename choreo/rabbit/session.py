@@ -103,8 +103,8 @@ async def _connection(
         encoded=False,
     )
     connection = aio_pika.Connection(url, ssl_context=context, client_properties={"connection_name": name})
-    if lane is not None:
-        connection.kwargs["transport_factory"] = lane  # its constructor drops what it does not know
+    # Its constructor drops what it does not know.
+    connection.kwargs["transport_factory"] = lane if lane is not None else plain.Transports()
     try:
         await calls.answer(connection.connect(), broker.connection_timeout)
     except Exception as error:  # noqa: BLE001 - it is raised again, as what it means

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import os
 import threading
 import time
 import types
@@ -16,14 +17,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Gener
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+import structlog
+
+from choreo import forks
 from choreo.envelope import Envelope
 from choreo.errors import ReactionTimeout
 from choreo.event import Event
 from choreo.reaction import Reaction
 
+CHILD_CAME_BACK: Final = 70  # the exit code of such a child: EX_SOFTWARE of sysexits.h
+
 T = TypeVar("T")
+
+_logger = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -82,6 +90,14 @@ def reaction_on(frame: FrameType | None) -> Reaction | None:
             return found
         frame = frame.f_back
     return None
+
+
+def end_if_forked(reaction: Reaction) -> None:
+    """End this process if it is a child that `reaction` has forked: it must not go on as a second worker."""
+    if forks.is_forked():
+        what = "a child that it forked came back from it, and ends here"
+        _logger.error("forked child", agent=reaction.agent, reaction=reaction.name, error=what)
+        os._exit(CHILD_CAME_BACK)
 
 
 def in_threads(since: float, until: float) -> list[Reaction]:
@@ -158,3 +174,4 @@ def _in_thread(reaction: Reaction, function: Callable[..., Any], arguments: tupl
         raise RuntimeError(f"{function.__name__} raised {type(error).__name__}") from error
     finally:
         run.ended = time.monotonic()
+        end_if_forked(reaction)

@@ -28,7 +28,7 @@ from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
 from choreo.observe import logs
 from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Context, Reaction
-from choreo.runtime.calling import about_a_reaction, begin, call
+from choreo.runtime.calling import about_a_reaction, begin, call, end_if_forked
 from choreo.runtime.emission import require_stored, sealed
 from choreo.runtime.rounds import Rounds
 from choreo.topology import Names, return_key, topic_of
@@ -114,9 +114,12 @@ class Courier:
             executor = self.executor if reaction.in_thread else None
             given = begin(reaction, reaction.function, arguments, executor)
             events = given if isinstance(given, list) else await given
+            end_if_forked(reaction)
             if events:
                 await self._emit(case, opened, reaction, events)
         except BaseException as error:  # also what ends a process elsewhere: here it ends one try
+            if case.reaction is not None:
+                end_if_forked(case.reaction)
             if self._is_ours(error):
                 raise
             return error

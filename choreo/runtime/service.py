@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from types import FrameType
 from typing import Final
 
 import structlog
@@ -16,6 +18,7 @@ from choreo.observe.health import Health
 from choreo.observe.systemd import Notifier
 from choreo.rabbit import session as rabbit
 from choreo.runtime import lifespan, stall
+from choreo.runtime.calling import CHILD_CAME_BACK
 from choreo.runtime.worker import GRACE, State, Worker
 from choreo.settings import Settings
 
@@ -105,15 +108,61 @@ async def serve(agents: Sequence[Agent], settings: Settings, on_ready: Callable[
 
 @asynccontextmanager
 async def signals(stop: Stop) -> AsyncIterator[None]:
-    """Hand the signals that ask for an end to `stop`, SIGHUP of a closed terminal among them."""
+    """Hand the signals that ask for an end to `stop`, SIGHUP of a closed terminal among them.
+
+    Only those to this process. A loop's own handlers are told by a byte in a pipe, into which forked children write.
+    """
     loop = asyncio.get_running_loop()
+
+    def received(number: int, _frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(stop, number)
+
     for number in _ENDING:
-        loop.add_signal_handler(number, stop, number)
+        loop.add_signal_handler(number, _nothing)  # the byte wakes the loop up, whatever it waits for
+        signal.signal(number, received)
+    _handling.append((loop, threading.get_ident()))
     try:
         yield
     finally:
+        _handling.clear()
         for number in _ENDING:
             loop.remove_signal_handler(number)
+
+
+_handling: list[tuple[asyncio.AbstractEventLoop, int]] = []  # the loop that gets them, and its thread; or none
+_unblocked = threading.local()  # the signal mask of a thread that is just forking
+
+
+def _nothing() -> None:
+    pass
+
+
+def _before_fork() -> None:
+    """Hold the signals back: what reaches the child before it has handlers of its own, Python would drop."""
+    if _handling:
+        _unblocked.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+
+def _after_fork() -> None:
+    mask = _unblocked.__dict__.pop("mask", None)
+    if mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _in_child() -> None:
+    """Have the signals do in a forked child what they do in any process, and have it never be a second worker."""
+    while _handling:
+        loop, thread = _handling.pop()
+        if thread == threading.get_ident():
+            # Should the child of a reaction ever give the loop its turn, that is the end of it.
+            loop.call_soon(os._exit, CHILD_CAME_BACK)
+        signal.set_wakeup_fd(-1)
+        for number in _ENDING:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import structlog
 from pamqp import base, commands
 
+from choreo import forks
 from choreo.embedded import AmqpError, Connection
 from choreo.server import handshake, wire
 from choreo.server.channel import Served, decoded
@@ -82,6 +83,7 @@ class Client(asyncio.Protocol):
         """Take note of a new client."""
         self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
         transport.set_write_buffer_limits(high=_ENOUGH)
+        forks.keep_transport_private(transport)
         self._listener.clients.add(self)
         self._timer = self._listener.loop.call_later(_HANDSHAKE, self.end)
 

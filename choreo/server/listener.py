@@ -14,6 +14,7 @@ from typing import Final
 
 from pamqp import commands
 
+from choreo import forks
 from choreo.embedded import AmqpError, Broker
 from choreo.errors import ChoreoError, ConfigurationError
 from choreo.server import handshake
@@ -88,6 +89,8 @@ class Listener:
                 await self.close()
                 raise _not_listening(error, host, port) from None
             self._servers.append(server)
+            for each in server.sockets:
+                forks.keep_private(each.fileno())
             port = server.sockets[0].getsockname()[1]
         self._set_timer()
         return port

@@ -55,12 +55,12 @@ class Stage:
             running.wait_for(f'"state": "{state}"')
         return running
 
-    def send(self, order: str) -> None:
+    def send(self, order: str, topic: str = "placed") -> None:
         async def publish() -> None:
             session = await rabbit.connect([BrokerUrl.parse(self._url)], name="test")
             message = Message(json.dumps({"order": order}).encode())
-            topic, exchange = f"{self.agent}.placed", Names(NAMESPACE).events
-            result = await session.publish(message, exchange=exchange, routing_key=topic, timeout=10)
+            key, exchange = f"{self.agent}.{topic}", Names(NAMESPACE).events
+            result = await session.publish(message, exchange=exchange, routing_key=key, timeout=10)
             await session.close()
             assert result == Confirmed()
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -38,6 +39,7 @@ AGENT = '''
 """An agent of the tests: it notes what it begins and what it has done, and does to itself what the order says."""
 import asyncio
 import ctypes
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -56,6 +58,14 @@ class Again(Event, topic="NAME.again"):
 agent = Agent("NAME", timeout="2s")
 ledger = os.open(os.environ["LEDGER"], os.O_WRONLY | os.O_APPEND)
 
+forking = multiprocessing.get_context("fork")
+
+def give_up_on_a_child() -> None:
+    child = forking.Process(target=time.sleep, args=(60,))
+    child.start()
+    child.terminate()
+    child.join()
+
 def note(what: str, order: str) -> None:
     os.write(ledger, f"{what} NAME {order} {os.getpid()}\\n".encode())
 
@@ -67,6 +77,8 @@ async def work(placed: Placed) -> None:
             os._exit(13)
         case "segfault":
             ctypes.string_at(0)
+        case "child":
+            give_up_on_a_child()
         case "hang":
             await asyncio.sleep(3600)
         case "memory":
@@ -81,6 +93,8 @@ async def work(placed: Placed) -> None:
 @agent.on
 def work_in_a_thread(slow: Slow) -> None:
     note("begun", slow.order)
+    if slow.order.startswith("child"):
+        give_up_on_a_child()
     time.sleep(6 if slow.order.startswith("hang") else 0.005)
     note("handled", slow.order)
 
@@ -309,6 +323,37 @@ def test_reaction_that_ends_its_process_is_buried_without_its_neighbours(
     assert row.met, row
     assert row.lost == 0
     assert most <= DELIVERY_LIMIT + 1
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("topic", ["placed", "slow"], ids=["on-the-loop", "in-a-thread"])
+def test_signals_to_the_children_of_a_reaction_cost_nothing(
+    restarting: Callable[..., Running],
+    project: Path,
+    broker_url: str,
+    namespace: str,
+    scale: Scale,
+    report: Report,
+    topic: str,
+) -> None:
+    """Reactions fork children and terminate them while neighbours are handled: the worker neither ends nor drains,
+    and nothing is lost or done twice."""
+    ledger = Ledger(project, broker_url, namespace, agents=1)
+    parents = {f"child-{number}" for number in range(scale.of(200, short=10))}
+    worker = restarting(ledger, *ledger.agents)
+    until(lambda: declared(ledger))
+    ledger.place(among(neighbours(scale.of(1_000, short=100)), parents), topic)
+    ledger.settle(within=250)
+    where = {"placed": "on the loop", "slow": "in a thread"}[topic]
+    must = "all handled, once, by the one worker"
+    row = ledger.row(f"signals to the forked children of a reaction {where}", set(), "", must)
+    row = replace(row, repetitions=len(parents), met=row.met and not row.lost and not row.duplicated)
+    report(row)
+    assert worker.process.poll() is None
+    assert not worker.stdout, "it has not been started again"
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert row.met, row
 
 
 @pytest.mark.timeout(300)

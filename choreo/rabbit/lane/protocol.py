@@ -14,6 +14,7 @@ from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
+from choreo import forks
 from choreo.errors import ConfigurationError
 from choreo.rabbit.decode import short
 from choreo.rabbit.lane.frames import (
@@ -93,6 +94,7 @@ class Lane(TransportFactory):
             )
         except OSError as error:
             raise AMQPConnectionError(*error.args) from error
+        forks.keep_transport_private(transport)
         self._transport = transport
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
