@@ -5,6 +5,7 @@ It follows from declarations alone: nothing here runs a reaction or speaks to a 
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -148,12 +149,25 @@ def _by_name(agents: Iterable[Agent]) -> dict[str, Agent]:
     by_name: dict[str, Agent] = {}
     for agent in agents:
         other = by_name.setdefault(agent.name, agent)
+        if other is not agent and other.where == agent.where and len(names := _modules_of(agent, other)) > 1:
+            raise DeclarationError(
+                f"agent {agent.name!r} at {agent.where} is imported twice, as {' and as '.join(names)}",
+                f"import it by one name everywhere, the one that choreo uses: {min(names, key=len)}",
+            )
         if other is not agent:
             raise DeclarationError(
                 f"two agents are named {agent.name!r}: at {other.where} and at {agent.where}",
                 "give one of them another name: an agent owns its queue",
             )
     return by_name
+
+
+def _modules_of(*agents: Agent) -> list[str]:
+    """Return the names of the modules that hold `agents`."""
+    modules = list(sys.modules.items())
+    return sorted(
+        name for name, module in modules if any(value is each for value in vars(module).values() for each in agents)
+    )
 
 
 def _events(reactions: Sequence[Reaction], declared: Iterable[type[Event]]) -> dict[str, KnownEvent]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -145,6 +147,21 @@ def known() -> Mapping[str, type[Event]]:
     return MappingProxyType(_known)
 
 
+def _check_imported_once(cls: type[Event], other: type[Event]) -> None:
+    """Raise DeclarationError when both are one class of one file, which was imported under two names."""
+    if cls.__qualname__ != other.__qualname__:
+        return
+    ours, theirs = (getattr(sys.modules.get(each.__module__), "__file__", None) for each in (cls, other))
+    if ours is None or theirs is None or os.path.realpath(ours) != os.path.realpath(theirs):
+        return
+    # choreo imports the agents folder under its own name, which is the shorter one in a src layout.
+    name = min(cls.__module__, other.__module__, key=len)
+    raise DeclarationError(
+        f"{ours} is imported twice, as {other.__module__} and as {cls.__module__}: its events exist twice",
+        f"import it by one name everywhere, the one that choreo uses: from {name} import {cls.__name__}",
+    )
+
+
 def _check_topic(topic: object, where: str) -> None:
     if not isinstance(topic, str) or not TOPIC.fullmatch(topic) or len(topic) > MAX_TOPIC:
         raise DeclarationError(
@@ -173,6 +190,7 @@ def _register(cls: type[Event], topic: str, where: str) -> None:
     other = _known.get(topic)
     # The same class imported anew (a reload) takes its own place.
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        _check_imported_once(cls, other)
         raise DeclarationError(
             f"{where} has the topic {topic!r}, which {other.__qualname__} in {other.__module__} declares already",
             "give one of the two another topic, or import the one event in both places",

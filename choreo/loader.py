@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import importlib
-import importlib.machinery
-import importlib.util
 import re
 import sys
 import warnings
@@ -20,8 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
-from choreo import ownership
+from choreo import importing
 from choreo.errors import ConfigurationError, DeclarationError, InvalidName, UnknownAgent
+from choreo.importing import OTHER_FOLDER
 
 if TYPE_CHECKING:
     from choreo.agent import Agent  # imported where it is needed: `known` shall be quick
@@ -31,22 +29,18 @@ GROUP: Final = "choreo.agents"  # of entry points
 _IDENTIFIER: Final = r"[A-Za-z_][A-Za-z0-9_]*"
 _REFERENCE: Final = re.compile(rf"({_IDENTIFIER}(?:\.{_IDENTIFIER})*):({_IDENTIFIER})")
 _MAX_REFERENCE: Final = 255  # characters
-_CODE: Final = tuple(importlib.machinery.all_suffixes())
-_checked: Final[set[Path]] = set()  # folders that belong to whom we trust
 _GRAMMAR: Final = (
     'a name is a lower-case letter, then up to 62 of a-z, 0-9, "_" and "-": payment; '
     "an agent elsewhere is package.module:attribute"
 )
-IMPORTING: Final = "while choreo imported"  # begins the note on an exception of the user's own module
-_OTHER_FOLDER: Final = "name another folder in [tool.choreo] agents of pyproject.toml, or in CHOREO_AGENTS"
 
 
 def load(name: str, folder: Path) -> Agent:
     """Import one agent and return it: `name`.py of `folder`, else an entry point; or what a reference names.
 
-    Dashes of a name are underscores of its file. The folder is imported as a package of its own name, and
-    for that its parent is put on `sys.path`. Raises InvalidName, UnknownAgent, DeclarationError (an agent of
-    another name), ConfigurationError (the folder cannot be imported from), and what the user's module raises.
+    Dashes of a name are underscores of its file. The folder is imported as a package of its own name, before
+    any other of that name, and its parent is put on `sys.path`. Raises InvalidName, UnknownAgent, DeclarationError (an
+    agent of another name), ConfigurationError (the folder cannot be imported from), and what the user's module raises.
     """
     _check(name)
     folder = folder.absolute()
@@ -69,7 +63,7 @@ def load_all(folder: Path) -> list[Agent]:
     """
     folder = folder.absolute()
     if not folder.is_dir():
-        raise ConfigurationError(f"there is no agents folder {folder}", _OTHER_FOLDER)
+        raise ConfigurationError(f"there is no agents folder {folder}", OTHER_FOLDER)
     files: dict[str, Path] = {}
     for name, file in _declared(folder):
         if files.setdefault(name, file) != file:
@@ -117,7 +111,7 @@ def nobody(folder: Path) -> ConfigurationError:
     which = f": none is declared in {', '.join(others)}" if others else ""
     return ConfigurationError(
         f"there is no agent in {folder}{which}",
-        f'write one: agent = Agent("name") at the top level of name.py there; or {_OTHER_FOLDER}',
+        f'write one: agent = Agent("name") at the top level of name.py there; or {OTHER_FOLDER}',
     )
 
 
@@ -145,7 +139,7 @@ def _from_file(file: Path) -> Agent:
             f"{_short(file)} is a link that leads out of the agents folder",
             "put the file itself into the folder",
         )
-    agents = _agents(_import_file(file))
+    agents = _agents(importing.agent_file(file))
     named = [agent for agent in agents if _stem(agent.name) == file.stem]
     if len(named) == 1:
         return named[0]
@@ -159,36 +153,9 @@ def _from_file(file: Path) -> Agent:
     )
 
 
-def _import_file(file: Path) -> ModuleType:
-    folder = file.parent
-    package = folder.name
-    if not package.isidentifier() or package in sys.stdlib_module_names:
-        taken = "is a module of Python itself" if package.isidentifier() else "cannot be imported as a package"
-        raise ConfigurationError(f'the agents folder {folder}: "{package}" {taken}', f"rename it, or {_OTHER_FOLDER}")
-    _search(folder)
-    # Both are asked for before they are imported: nothing of a foreign package of this name is run.
-    spec = importlib.util.find_spec(package)
-    if spec is None or not any(_same(place, folder) for place in spec.submodule_search_locations or ()):
-        raise _taken(folder, package, spec.origin if spec else None)
-    name = f"{package}.{file.stem}"
-    spec = importlib.util.find_spec(name)
-    if spec is None or not _same(spec.origin, file):
-        raise _taken(folder, name, spec.origin if spec else None)
-    return _imported(name)
-
-
-def _imported(name: str) -> ModuleType:
-    """Import a module of the user's. What it raises is raised on as it is, with a note of what was being imported."""
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        error.add_note(f"{IMPORTING} {name}")
-        raise
-
-
 def _from_reference(name: str, folder: Path) -> Agent:
     module_name, _, attribute = name.partition(":")
-    _search(folder)
+    importing.claim(folder)
     return _agent_at(_import(module_name), attribute)
 
 
@@ -233,24 +200,12 @@ def _entry_point(name: str) -> EntryPoint | None:
 def _import(name: str) -> ModuleType:
     """Import a module. Raises UnknownAgent if there is none; an import that fails inside it goes on."""
     try:
-        return _imported(name)
+        return importing.module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         missing = error.name
     raise UnknownAgent(f'there is no module "{missing}"', "install it, or run choreo in the folder that holds it")
-
-
-def _search(folder: Path) -> None:
-    """Let the folder be imported as a package, unless another user could put code of theirs there."""
-    parent = folder.parent
-    if folder not in _checked:
-        ownership.require(parent, folder=parent)  # on sys.path, before Python's own modules
-        ownership.require_tree(folder, _CODE, folder=parent)
-        _checked.add(folder)
-    if str(parent) not in sys.path:
-        sys.path.insert(0, str(parent))
-    importlib.invalidate_caches()  # a file may be younger than what the finders remember of its folder
 
 
 def _agents(module: ModuleType) -> list[Agent]:
@@ -278,7 +233,7 @@ def _unknown(name: str, folder: Path) -> UnknownAgent:
     if not folder.is_dir():
         return UnknownAgent(
             f'there is no agent "{name}": the agents folder {folder} does not exist',
-            f"{hint}known: {', '.join(names)}" if names else _OTHER_FOLDER,
+            f"{hint}known: {', '.join(names)}" if names else OTHER_FOLDER,
         )
     return UnknownAgent(f'there is no agent "{name}" in {folder}', f"{hint}known: {', '.join(names) or 'none'}")
 
@@ -288,13 +243,6 @@ def _misplaced(name: str, file: Path) -> tuple[str, str]:
     return (
         f'{_short(file)} holds the agent "{name}", whose file would be {file.parent.name}/{stem}.py',
         f'move it there, or name it as its file: Agent("{file.stem}")',
-    )
-
-
-def _taken(folder: Path, name: str, origin: str | None) -> ConfigurationError:
-    return ConfigurationError(
-        f'"{name}" is imported from {origin or "somewhere else"} and not from the agents folder {folder}',
-        "put an empty __init__.py into the folder, or rename the folder: another package has its name",
     )
 
 
@@ -362,10 +310,3 @@ def _short(file: Path) -> str:
 
 def _shown(name: str) -> str:
     return ascii(name if len(name) <= 80 else f"{name[:80]}...")  # look-alike letters and control characters show
-
-
-def _same(place: str | None, path: Path) -> bool:
-    try:
-        return place is not None and path.samefile(place)
-    except OSError:
-        return False

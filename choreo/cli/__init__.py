@@ -13,6 +13,7 @@ import typer
 
 from choreo.cli import bench, check, complaints, dev, dlq, graph, inspect, publish, run
 from choreo.errors import ChoreoError, ConfigurationError
+from choreo.importing import inherit
 
 app = typer.Typer(
     name="choreo",
@@ -33,6 +34,8 @@ app.add_typer(dlq.app, name="dlq")
 app.command("graph")(graph.graph)
 app.command("check")(check.check)
 app.command("bench")(bench.bench)
+
+inherit()
 
 # What typer raises for a command line that makes no sense; where its class is differs from release to release.
 _USAGE: type[Exception] = typer.BadParameter.__mro__[1]
@@ -71,7 +74,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        from choreo.loader import IMPORTING
+        from choreo.importing import IMPORTING
 
         note = next((each for each in getattr(error, "__notes__", ()) if each.startswith(IMPORTING)), None)
         if note is None:

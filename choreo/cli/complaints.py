@@ -30,7 +30,7 @@ def of_usage(error: Any) -> None:
 
 def of_import(module: str, error: Exception) -> None:
     """Show the traceback of an error in a user's module, and say at its end what failed, where, and what to do."""
-    from choreo.observe import frames
+    from choreo import frames
 
     found, stack = traceback.TracebackException.from_exception(error), traceback.extract_tb(error.__traceback__)
     theirs = [number for number, frame in enumerate(stack) if frames.is_the_users(frame.filename)]

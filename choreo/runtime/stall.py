@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import structlog
 
-from choreo.observe import frames
+from choreo import frames
 from choreo.reaction import Reaction
 from choreo.runtime import lifespan
 from choreo.runtime.calling import in_threads, reaction_on

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import secrets
 import sys
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -35,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Take the seed, and let tests find the agents in the working folder, as every command of choreo does."""
     if (folder := str(config.invocation_params.dir)) not in sys.path:
         sys.path.insert(0, folder)
+    _claim_agents(config.invocation_params.dir)
     given = config.getoption("--choreo-seed")
     if given is None:
         return
@@ -107,6 +110,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [each for each in terminalreporter.stats.get("skipped", ()) if _NO_RABBITMQ in str(each.longrepr)]
     if skipped:
         terminalreporter.write_sep("!", f"{len(skipped)} TESTS DID NOT RUN: {_NO_RABBITMQ}", red=True, bold=True)
+
+
+def _claim_agents(here: Path) -> None:
+    """Let `from agents import …` in a test mean the project's folder, where it holds agents, as for every command."""
+    nearest = next((file for each in (here, *here.parents) if (file := each / "pyproject.toml").is_file()), None)
+    if not (here / "agents").is_dir() and (nearest is None or b"tool.choreo" not in nearest.read_bytes()):
+        return  # no project of ours, which is not to wait for our imports
+    from choreo import importing, loader, project
+    from choreo.errors import ChoreoError
+
+    try:
+        found = project.find()
+        folder = found.root / str(os.environ.get("CHOREO_AGENTS") or found.table.get("agents", "agents"))
+        if folder.is_dir() and folder.name.isidentifier() and loader.declared(folder):
+            importing.claim(folder)
+    except ChoreoError:
+        return  # not every project where pytest runs is one of choreo's; a rehearsal says what is wrong
 
 
 def _is_coroutine(function: object) -> bool:

@@ -115,3 +115,14 @@ def test_what_cannot_be_imported_is_said_in_the_last_lines(
     *_, first, second = done.stderr.splitlines()
     assert first.startswith(f"choreo: agents.greeter cannot be imported {last}")
     assert way_out in second
+
+
+@pytest.mark.parametrize("command", ["check", "run --all", "dev --port 0", "publish visitor.arrived"])
+def test_a_module_that_exits_is_no_success(choreo: Run, project: Path, command: str) -> None:
+    """A gate in CI that runs `choreo check` does not pass because an agent's module called sys.exit(0)."""
+    exits = "import argparse\nargparse.ArgumentParser().parse_args(['-h'])\n"
+    (project / "agents" / "greeter.py").write_text(f'{exits}from choreo import Agent\nagent = Agent("greeter")\n')
+    done = choreo(*command.split())
+    assert done.returncode == 78, done.stderr
+    message = "agents.greeter ends the program when it is imported, at agents/greeter.py, line 2 (SystemExit: 0)"
+    assert message in done.stderr

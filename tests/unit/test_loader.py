@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from choreo.choreography import Choreography
 from choreo.errors import ChoreoError, ConfigurationError, DeclarationError, InvalidName, UnknownAgent
 from choreo.loader import forgotten, known, load, load_all, nobody, require, without_agent
 
@@ -324,7 +325,6 @@ def test_two_agents_in_one_file(folder: Path, write: Write):
         ("import crew.pay\n", ModuleNotFoundError),
         ("raise ImportError('mine')\n", ImportError),
         ("1 / 0\n", ZeroDivisionError),
-        ("import sys\nsys.exit(3)\n", SystemExit),
         ("from choreo import Agent\nAgent('Bad Name')\n", DeclarationError),
         ("from choreo import Agent\nAgent('payment').name.nothing\n", AttributeError),
     ],
@@ -441,43 +441,179 @@ def test_what_is_no_file_is_no_agent(make: str, folder: Path):
     assert load_all(folder) == []
 
 
-def test_another_package_of_the_folders_name(folder: Path, write: Write, tmp_path: Path):
-    """Where Python would import another package, nothing of it is run and the message says what helps."""
-    write("payment")
+ENDINGS = [
+    ("import sys\nsys.exit(0)\n", "SystemExit: 0"),
+    ("import sys\nsys.exit()\n", "SystemExit"),
+    ("\nexit()\n", "SystemExit: None"),
+    ("import sys\nraise SystemExit('over')\n", "SystemExit: over"),
+    ("import argparse\nargparse.ArgumentParser(prog='x').parse_args(['--help'])\n", "SystemExit: 0"),
+    ("import argparse\nargparse.ArgumentParser(prog='x').parse_args(['--nope'])\n", "SystemExit: 2"),
+    ("\nraise GeneratorExit\n", "GeneratorExit"),
+    ("import asyncio\nraise asyncio.CancelledError\n", "CancelledError"),
+    ("\nraise BaseExceptionGroup('both', [SystemExit()])\n", "BaseExceptionGroup: both (1 sub-exception)"),
+    ("class Over(BaseException): ...\nraise Over('mine')\n", "Over: mine"),
+]
+
+
+@pytest.mark.parametrize("where", ["agent", "neighbour", "package", "reference"])
+@pytest.mark.parametrize(("source", "what"), ENDINGS)
+def test_a_module_that_would_end_the_program(
+    source: str, what: str, where: str, folder: Path, write: Write, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever is raised to end it: a declaration error with the user's file and line, and never an exit with 0."""
+    monkeypatch.chdir(folder.parent)
+    name, file, imported = "payment", f"{folder.name}/payment.py", "crew.payment"
+    match where:
+        case "agent" | "reference":
+            write("payment", source)
+            name = "crew.payment:agent" if where == "reference" else name
+        case "neighbour":
+            write("payment", f"import {folder.name}.events\n")
+            write("events", source)
+            file = f"{folder.name}/events.py"
+        case _:
+            write("payment")
+            write("__init__", source)
+            file, imported = f"{folder.name}/__init__.py", "crew"
+
+    error = refused(DeclarationError, name, folder)
+
+    assert error.message == f"{imported} ends the program when it is imported, at {file}, line 2 ({what})"
+    assert "__main__" in error.way_out
+    assert error.exit_code == 78
+
+
+def test_ctrl_c_while_a_module_is_imported_is_no_mistake_of_the_modules(folder: Path, write: Write):
+    write("payment", "import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    with pytest.raises(KeyboardInterrupt):
+        load("payment", folder)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "question",
+    ["input('Password: ')", "sys.stdin.readline()", "sys.stdin.read()", "list(sys.stdin)", "sys.stdin.buffer"],
+)
+def test_a_module_that_asks_a_question(question: str, folder: Path, write: Write, monkeypatch: pytest.MonkeyPatch):
+    """Nobody is asked: it would wait for ever, or take what `choreo publish -` is to read."""
+    write("payment", f"import sys\n{question}\n")
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as nobody, os.fdopen(writer, "w"):
+        monkeypatch.setattr(sys, "stdin", nobody)
+        with pytest.raises(EOFError, match=r"crew\.payment reads standard input when it is imported"):
+            load("payment", folder)
+        assert sys.stdin is nobody
+
+
+def test_a_module_may_keep_standard_input_for_later(folder: Path, write: Write, monkeypatch: pytest.MonkeyPatch):
+    write("payment", "import sys\nfrom choreo import Agent\nkept = sys.stdin\nagent = Agent('payment')\n")
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as stream:
+        monkeypatch.setattr(sys, "stdin", stream)
+        load("payment", folder)
+        os.write(writer, b"later\n")
+        os.close(writer)
+        assert list(sys.modules["crew.payment"].kept) == ["later\n"]
+
+
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("package", [True, False])
+def test_the_projects_folder_comes_before_every_other_package(
+    place: int, package: bool, folder: Path, write: Write, tmp_path: Path
+):
+    """With or without an __init__.py, whatever is installed under its name and wherever that stands on the path."""
+    write("payment", "from crew.events import PRICE\n" + textwrap.dedent(AGENT.format(name="payment")))
+    write("events", "PRICE = 3\n")
+    if package:
+        write("__init__", "")
     site = tmp_path / "site"
-    write("__init__", "raise SystemError('imported')\n", below=site / "crew")
-    sys.path.insert(0, str(site))
-
-    error = refused(ConfigurationError, "payment", folder)
-
-    assert error.message.startswith(f'"crew" is imported from {site / "crew" / "__init__.py"} and not from')
-    assert "__init__.py into the folder" in error.way_out
-    assert imported(folder) == set()
-
-
-def test_the_way_out_of_another_package_works(folder: Path, write: Write, tmp_path: Path):
-    """An installed package wins over a plain folder, an __init__.py in the folder wins over it."""
-    write("payment")
-    site = tmp_path / "site"
-    write("__init__", "raise SystemError('imported')\n", below=site / "crew")
-    sys.path.append(str(site))
-    refused(ConfigurationError, "payment", folder)
-
-    write("__init__", "")
+    for name in ("__init__", "payment", "events"):
+        write(name, "raise SystemError('imported')\n", below=site / "crew")
+    sys.path[:] = [str(site), *sys.path] if place == 0 else [str(folder.parent), *sys.path, str(site)]
 
     assert load("payment", folder).name == "payment"
+    assert [agent.name for agent in load_all(folder)] == ["payment"]
+    assert load("crew.payment:agent", folder).name == "payment"
+    assert sys.modules["crew.events"].PRICE == 3
 
 
-def test_another_module_of_the_files_name(folder: Path, write: Write, tmp_path: Path):
-    """Where a plain folder of that name elsewhere has the module as well, the wrong one is not run."""
+def test_a_package_of_its_name_that_is_imported_already(folder: Path, write: Write, tmp_path: Path):
+    """It cannot be replaced under whoever uses it: the message says which it is, and what to do."""
     write("payment")
     site = tmp_path / "site"
-    write("payment", "raise SystemError('imported')\n", below=site / "crew")
-    sys.path[:0] = [str(site), str(folder.parent)]
+    write("__init__", "", below=site / "crew")
+    sys.path.insert(0, str(site))
+    importlib.import_module("crew")
 
     error = refused(ConfigurationError, "payment", folder)
 
-    assert error.message.startswith(f'"crew.payment" is imported from {site / "crew" / "payment.py"} and not from')
+    assert error.message.startswith(f'"crew" is imported from {site / "crew" / "__init__.py"} already, and not from')
+    assert error.way_out.startswith("rename the folder, or name another folder")
+
+
+EVENTS = "from choreo import Event\nclass Come(Event, topic='crew.{topic}', external=True): ...\n"
+
+
+@pytest.mark.parametrize("way", ["from .events import Come", "from crew.events import Come"])
+def test_a_file_that_is_imported_twice_is_said_to_be_one(way: str, tmp_path: Path, write: Write):
+    """In a src layout the agents folder has two names: the error says so, and which one to import it by."""
+    inner = tmp_path / "src" / "shop" / "crew"
+    for place in (inner, inner.parent):
+        write("__init__", "", below=place)
+    events = write("events", EVENTS.format(topic=f"come{len(way)}"), below=inner)
+    write("one", "from choreo import Agent\nfrom shop.crew.events import Come\nagent = Agent('one')\n", below=inner)
+    write("two", f"from choreo import Agent\n{way}\nagent = Agent('two')\n", below=inner)
+    sys.path.insert(0, str(tmp_path / "src"))
+
+    with pytest.raises(DeclarationError) as raised:
+        load_all(inner)
+
+    assert raised.value.message.startswith(f"{events} is imported twice, as shop.crew.events and as crew.events")
+    assert raised.value.way_out.endswith("the one that choreo uses: from crew.events import Come")
+
+
+def test_an_agents_file_that_is_imported_twice_is_said_to_be_one(tmp_path: Path, write: Write):
+    inner = tmp_path / "src" / "shop" / "crew"
+    for place in (inner, inner.parent):
+        write("__init__", "", below=place)
+    write("payment", below=inner)
+    sys.path.insert(0, str(tmp_path / "src"))
+    other = importlib.import_module("shop.crew.payment").agent
+
+    with pytest.raises(DeclarationError, match=r"is imported twice, as crew\.payment and as shop\.crew\.payment"):
+        Choreography.of([other, load("payment", inner)])
+
+
+def test_a_process_that_an_agent_spawns_finds_the_folder_too(folder: Path, write: Write, tmp_path: Path):
+    """multiprocessing starts Python anew there: what is unpickled is imported from the project's folder."""
+    write("__init__", "raise SystemError('imported')\n", below=tmp_path / "site" / "crew")
+    write(
+        "payment",
+        """\
+        import multiprocessing
+        from choreo import Agent
+        agent = Agent("payment")
+
+        def answer():
+            return 42
+
+        def ask():
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                return pool.apply(answer)
+    """,
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from choreo.cli import main\n"
+        "if __name__ == '__main__':\n"
+        "    from choreo.loader import load\n"
+        "    load('payment', Path(sys.argv[1]))\n"
+        "    assert sys.modules['crew.payment'].ask() == 42\n"
+    )
+    path = os.pathsep.join([str(tmp_path / "site"), *sys.path])
+    subprocess.run([sys.executable, script, folder], check=True, env=os.environ | {"PYTHONPATH": path}, timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 
 import pytest
 
@@ -216,3 +218,30 @@ def test_plugin_imports_nothing_of_choreo_until_it_is_needed(project: pytest.Pyt
         """
     )
     project.runpytest_subprocess(*PLUGIN, *ALONE).assert_outcomes(passed=1)
+
+
+def test_a_test_imports_the_projects_agents_and_no_installed_package_of_that_name(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+):
+    """The folder needs no __init__.py for it. Where it holds no agent, it is none of choreo's business."""
+    pytester.mkpydir("site").joinpath("agents").mkdir()
+    (pytester.path / "site" / "agents" / "__init__.py").write_text("INSTALLED = True\n")
+    pytester.mkdir("agents").joinpath("greeter.py").write_text(GREETER)
+    pytester.makepyprojecttoml("[tool.choreo]\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(pytester.path / "site"), *sys.path]))
+    test = pytester.makepyfile(
+        """
+        from agents import greeter
+
+        async def test_greets(rehearsal):
+            await rehearsal.start("greeter")
+            await rehearsal.publish(greeter.Arrived(name="Ada"))
+            await rehearsal.settled()
+            assert rehearsal.events() == [greeter.Greeted(text="Hello Ada!")]
+        """
+    )
+    pytester.runpytest_subprocess(*PLUGIN, *ALONE).assert_outcomes(passed=1)
+
+    (pytester.path / "agents" / "greeter.py").write_text("# none of choreo's\n")
+    test.write_text("import agents\n\ndef test_installed():\n    assert agents.INSTALLED\n")
+    pytester.runpytest_subprocess(*PLUGIN, *ALONE).assert_outcomes(passed=1)

@@ -17,7 +17,7 @@ _DEEPEST: Final = 12  # frames that a report shows, the innermost ones
 @cache
 def _others() -> tuple[str, ...]:
     """Return how the files begin that are nobody's to change here: choreo, installed libraries, Python itself."""
-    ours, importing = Path(__file__).parents[1], Path(importlib.__file__).parent
+    ours, importing = Path(__file__).parent, Path(importlib.__file__).parent
     return (
         str(ours),
         str(importing),
