@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from choreo import clock
+from choreo.cloudevents import STRUCTURED, binary, media_type
+from choreo.errors import EnvelopeError
 from choreo.message import (
     ATTEMPT,
     CE,
@@ -16,16 +18,17 @@ from choreo.message import (
     FIRST_FAILURE,
     MAX_HEADER_BYTES,
     MAX_HEADER_DEPTH,
+    NOTE,
     TOPIC,
     Message,
     Reason,
+    identity,
     measure,
 )
 from choreo.topology import topic_in
 
 MAX_ERROR: Final = 2_000  # characters of the exception's text
 MAX_TRACEBACK: Final = 8_000  # characters, the end of it, where the error is
-_PREFIX: Final = "choreo-dead-"
 _BROKERS_REASONS: Final = {"delivery_limit": Reason.CRASHED, "expired": Reason.UNCLAIMED}
 
 
@@ -81,42 +84,44 @@ def write(
     letter.headers[TOPIC] = topic  # after the dropping: without it a replay would have no topic
     letter.headers[FIRST_FAILURE] = (first_failure or now).isoformat()
     if message.unread is not None:
-        letter.unread, letter.headers[_PREFIX + "headers"] = None, bytearray(message.unread[:MAX_HEADER_BYTES])
+        letter.unread, letter.headers[NOTE + "headers"] = None, bytearray(message.unread[:MAX_HEADER_BYTES])
         if len(message.unread) > MAX_HEADER_BYTES:
             notes["dropped-headers"] = f"unread bytes beyond the first {MAX_HEADER_BYTES} of {len(message.unread)}"
-    letter.headers.update({_PREFIX + name: value for name, value in notes.items() if value is not None})
+    letter.headers.update({NOTE + name: value for name, value in notes.items() if value is not None})
     return letter
 
 
 def shorten(letter: Message) -> bool:
     """Take from `letter` what a person can do without, if there is something of that kind: the traceback."""
-    return letter.headers.pop(_PREFIX + "traceback", None) is not None
+    return letter.headers.pop(NOTE + "traceback", None) is not None
 
 
 def read(message: Message, *, agent: str) -> DeadLetter:
     """Return what is known of a message found in the dead-letter queue of `agent`.
 
-    One that choreo wrote tells all; one that the broker put there itself (delivery limit) tells what `x-death` says.
+    One that choreo wrote tells all; one that the broker put there itself (delivery limit) tells what `x-death` says,
+    and has the id under which the reaction knew it.
     Never raises: whatever cannot be read is None.
     """
     headers = message.headers
     death = _broker_death(headers)
-    reason = headers.get(_PREFIX + "reason")
+    reason = headers.get(NOTE + "reason")
     if reason is None:
         reason = _BROKERS_REASONS.get(str(death.get("reason")), death.get("reason", "unknown"))
+    topic = _text(headers.get(TOPIC)) or _original_key(death) or _text(message.type) or ""
     return DeadLetter(
-        id=_text(headers.get(CE + "id")) or _text(message.message_id),
-        topic=_text(headers.get(TOPIC)) or _original_key(death) or _text(message.type) or "",
-        agent=_text(headers.get(_PREFIX + "agent")) or agent,
+        id=_text(headers.get(CE + "id")) or _text(message.message_id) or _derived(message, topic),
+        topic=topic,
+        agent=_text(headers.get(NOTE + "agent")) or agent,
         reason=str(reason),
-        error_type=_text(headers.get(_PREFIX + "error-type")),
-        error=_text(headers.get(_PREFIX + "error")),
-        traceback=_text(headers.get(_PREFIX + "traceback")),
-        reaction=_text(headers.get(_PREFIX + "reaction")),
-        attempts=_number(headers.get(_PREFIX + "attempts")),
+        error_type=_text(headers.get(NOTE + "error-type")),
+        error=_text(headers.get(NOTE + "error")),
+        traceback=_text(headers.get(NOTE + "traceback")),
+        reaction=_text(headers.get(NOTE + "reaction")),
+        attempts=_number(headers.get(NOTE + "attempts")),
         first_failure=_time(headers.get(FIRST_FAILURE)),
-        last_failure=_time(headers.get(_PREFIX + "last-failure")) or _time(death.get("time")),
-        code_version=_text(headers.get(_PREFIX + "code-version")),
+        last_failure=_time(headers.get(NOTE + "last-failure")) or _time(death.get("time")),
+        code_version=_text(headers.get(NOTE + "code-version")),
         correlation_id=_text(headers.get(CORRELATION)) or _text(message.correlation_id),
         body=message.body,
     )
@@ -142,7 +147,7 @@ def _affordable(headers: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def _without_notes(message: Message) -> Message:
-    message.headers = {key: value for key, value in message.headers.items() if not key.startswith(_PREFIX)}
+    message.headers = {key: value for key, value in message.headers.items() if not key.startswith(NOTE)}
     return message
 
 
@@ -167,6 +172,16 @@ def _traceback(error: BaseException) -> str | None:
 def _sendable(text: str) -> str:
     """Return `text` without the lone surrogates that UTF-8 has no bytes for."""
     return text.encode(errors="backslashreplace").decode()
+
+
+def _derived(message: Message, topic: str) -> str | None:
+    """Return the id that a message without one is given where it is opened."""
+    try:
+        if media_type(message.content_type or "") == STRUCTURED:
+            return str(binary(message).headers[CE + "id"])
+        return identity(message, topic)
+    except (EnvelopeError, ValueError, TypeError, RecursionError, OverflowError):
+        return None
 
 
 def _broker_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:

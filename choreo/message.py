@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, Final
 
 MAX_BODY: Final = 1024 * 1024  # bytes
@@ -32,13 +33,17 @@ FIRST_FAILURE: Final = "choreo-first-failure"
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
 
+NOTE: Final = "choreo-dead-"  # how the names of a dead letter's notes begin
+
 DELIVERY_COUNT: Final = "x-delivery-count"  # the broker's: how often a message came back unsettled
 
 # What the broker adds to a message it has dead-lettered or redelivered. Copied on, `x-death` makes brokers before 4.0.1
 # drop the message as a cycle, and CC/BCC would send it to further queues.
-_BROKERS_OWN: Final = frozenset(("x-death", DELIVERY_COUNT, "x-acquired-count", "CC", "BCC"))
+_BROKERS_OWN: Final = frozenset(("x-death", DELIVERY_COUNT, "x-acquired-count", "x-stream-offset", "CC", "BCC"))
 _BROKERS_PREFIXES: Final = ("x-first-death-", "x-last-death-")
-
+# What choreo writes on a message that it sends once more, to itself; a dead letter's notes begin with NOTE.
+_NOTES: Final = frozenset((ATTEMPT, TOPIC, FIRST_FAILURE))
+_IDS: Final = frozenset((CE + "id", "cloudEvents:id", "cloudEvents_id"))
 
 _LATEST: Final = 253_402_300_799  # seconds: the end of the year 9999, beyond which Python knows no dates
 
@@ -108,6 +113,59 @@ class Message:
         for key in without:
             kept.pop(key, None)
         return replace(self, headers=kept | dict(headers), checked=False)
+
+
+def identity(message: Message, topic: str) -> str:
+    """Return an id for a message that came without one: 32 hexadecimal digits that follow from what it is.
+
+    So every agent that gets it, each redelivery, retry and replay, and a dead letter of the broker's own give it the
+    same. It follows from topic, body, properties and headers, but for what broker and choreo write on the way. Two
+    messages that are equal in all of that are one event.
+    """
+    said = _said_place(
+        topic,
+        message.content_type,
+        message.content_encoding,
+        message.correlation_id,
+        message.type,
+        message.app_id,
+        message.reply_to,
+        message.priority,
+    )
+    if message.headers or message.timestamp is not None or message.unread is not None:
+        said += ascii((_said_headers(message.headers), _said(message.timestamp), message.unread)).encode()
+    return blake2b(b"%b\0%b" % (said, message.body), digest_size=16).hexdigest()
+
+
+@lru_cache(maxsize=1024)  # of most messages without an id nothing but the body differs
+def _said_place(*place: str | int | None) -> bytes:
+    return ascii(place).encode()
+
+
+def _said_headers(headers: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return what the publisher has written, in an order of its own and without an id that is none."""
+    theirs = {
+        name: _said(value)
+        for name, value in headers.items()
+        if not (name in _BROKERS_OWN or name in _NOTES or name in _IDS or name.startswith((*_BROKERS_PREFIXES, NOTE)))
+    }
+    return sorted(theirs.items())
+
+
+def _said(value: Any) -> Any:
+    """Return a value in a form that `ascii` writes alike wherever it runs."""
+    match value:
+        case FarTime():
+            return "time", value
+        case datetime():
+            return "time", int((value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp())
+        case dict():
+            return "table", sorted((name, _said(each)) for name, each in value.items())
+        case list():
+            return [_said(each) for each in value]
+        case bytearray() | memoryview():
+            return "bytes", bytes(value)
+    return value
 
 
 def excess(headers: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from choreo.envelope import Envelope, seal
 from choreo.errors import BrokerUnreachable, PublishRefused, PublishUnknown, UsageError
 from choreo.event import Event, upcast
 from choreo.message import Message, Reason
+from choreo.operate.dlq import DeadLetterQueue
 from choreo.rabbit import session as rabbit
 from choreo.reaction import Context
 from choreo.retry import Retry
@@ -1216,21 +1217,60 @@ async def test_retry_keeps_what_is_the_users_and_drops_what_is_the_brokers(stage
     assert letter.attempts == 2
 
 
-async def test_event_without_an_id_keeps_the_one_that_it_got(stage: Stage) -> None:
-    """All tries of one message emit alike, also when its publisher gave it no id."""
+async def test_event_without_an_id_has_one_for_every_agent_and_every_try(stage: Stage) -> None:
+    """What its publisher left out follows from the message: key, correlation and the ids of what follows are the same
+    in all agents, on all tries, for a duplicate, on the dead letter and when that is replayed."""
     payment = stage.agent(retry=Retry(on=Unreachable, attempts=2, wait=A_SECOND))
-    keys: list[str] = []
+    audit = stage.agent("audit")
+    keys: dict[str, list[str]] = {"payment": [], "audit": []}
+    ids: list[tuple[str, str]] = []
 
     @payment.on
     async def charge(placed: Placed, ctx: Context) -> None:
-        keys.append(ctx.key)
+        keys["payment"].append(ctx.key)
+        ids.append((ctx.event_id, ctx.correlation_id))
+        if ctx.attempt == 1:
+            raise Unreachable
+        raise ValueError("enough")
+
+    @audit.on("test-delivery.#")
+    async def note(envelope: Envelope, ctx: Context) -> None:
+        keys["audit"].append(ctx.key)
+        ids.append((envelope.id, envelope.correlation_id))
+
+    await stage.play(payment, audit)
+    await send_raw(stage, raw(b"", b""), b'{"order": "1"}')
+    letter = await stage.letter(payment)
+    queue = DeadLetterQueue(stage.session, stage.names, payment.name)
+    assert (await queue.replay(ids=[ids[0][0]])).done == 1
+    await eventually(lambda: len(keys["payment"]) == 4, what="both tries of the replay")
+    await send_raw(stage, raw(b"", b""), b'{"order": "1"}')
+    await eventually(lambda: len(keys["audit"]) == 2, what="the duplicate")
+    assert letter.id == ids[0][0]
+    assert len(set(ids)) == len(set(keys["payment"])) == len(set(keys["audit"])) == 1
+    await send_raw(stage, raw(b"", b""), b'{"order": "2"}')
+    await eventually(lambda: len(keys["audit"]) == 3, what="another event")
+    assert len(set(keys["audit"])) == 2
+
+
+async def test_structured_cloudevent_is_an_event(stage: Stage) -> None:
+    """Its data are the event and its attributes the envelope, on each try; a batch is a dead letter that says why."""
+    payment = stage.agent(retry=Retry(on=Unreachable, attempts=2, wait=A_SECOND))
+    got: list[tuple[str, str, int]] = []
+
+    @payment.on
+    async def charge(placed: Placed, ctx: Context) -> None:
+        got.append((placed.order, ctx.event_id, ctx.attempt))
         if ctx.attempt == 1:
             raise Unreachable
 
     await stage.play(payment)
-    await send_raw(stage, raw(b"", b""), b'{"order": "1"}')
-    await eventually(lambda: len(keys) == 2)
-    assert keys[0] == keys[1]
+    body = b'{"specversion": "1.0", "id": "e-1", "source": "/shop", "type": "placed", "data": {"order": "7"}}'
+    await stage.send(Message(b"[%b]" % body, content_type="application/cloudevents-batch+json"))
+    assert "each event as a message of its own" in str((await stage.letter(payment)).error)
+    await stage.send(Message(body, content_type="application/cloudevents+json"))
+    await eventually(lambda: len(got) == 2)
+    assert got == [("7", "e-1", 1), ("7", "e-1", 2)]
 
 
 # When the broker is in the way.

@@ -117,8 +117,10 @@ def test_what_is_short_enough_is_whole() -> None:
 )
 def test_an_x_death_of_another_shape_tells_nothing(death: Any) -> None:
     """What a broker would not write is not read; the message's type still says its topic."""
-    read = dead_letter.read(Message(b"", {"x-death": death}, message_id="", type="order.placed"), agent="payment")
-    assert (read.id, read.topic, read.reason) == (None, "order.placed", "unknown")
+    message = Message(b"", {"x-death": death}, message_id="", type="order.placed")
+    read = dead_letter.read(message, agent="payment")
+    assert (read.topic, read.reason) == ("order.placed", "unknown")
+    assert read.id == open_envelope(message, "order.placed").id
 
 
 @pytest.mark.parametrize("error", [Mute(), BankDown("\udcff\ud800"), BankDown("\x00")])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -14,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from choreo.envelope import derived_id, new_id, open_envelope, seal, strict_json
+from choreo.envelope import derived_id, new_id, open_envelope, seal
 from choreo.errors import EnvelopeError
 from choreo.event import Event, upcast
 from choreo.message import MAX_BODY, MAX_HEADERS, MAX_TEXT, Message, Reason
+from choreo.rabbit import decode, encode
+from choreo.strict_json import strict_json
 
 
 class Paid(Event, topic="test-envelope.paid", version=2):
@@ -64,6 +68,71 @@ def test_a_body_and_a_routing_key_are_a_whole_event() -> None:
     assert opened.correlation_id == opened.id
     assert (opened.causation_id, opened.source, opened.version, opened.time) == (None, None, None, None)
     assert (opened.hops, opened.attempt) == (0, 1)
+
+
+FOREIGN = Message(
+    BODY,
+    {"rate": 7, "list": [1, {"at": datetime(2026, 1, 1, tzinfo=UTC)}], "raw": bytearray(b"x")},
+    content_type=None,
+    timestamp=datetime(2026, 1, 31, tzinfo=UTC),
+)
+
+
+def test_an_id_that_is_missing_follows_from_the_message() -> None:
+    """Each agent, each delivery and each try give it the same: what broker and choreo write on the way is left out."""
+    opened = open_envelope(FOREIGN, "test-envelope.paid")
+    assert len(opened.id) == 32
+    assert opened.correlation_id == opened.id
+    on_the_way = {
+        "x-death": [{"count": 1, "queue": "q"}],
+        "x-first-death-queue": "q",
+        "x-last-death-reason": "expired",
+        "x-delivery-count": 3,
+        "x-acquired-count": 4,
+        "x-stream-offset": 5,
+        "CC": ["a"],
+        "choreo-attempt": 2,
+        "choreo-topic": "test-envelope.paid",
+        "choreo-first-failure": "2026-01-31T12:00:00Z",
+        "choreo-dead-reason": "failed",
+        "ce-id": "",
+    }
+    again = replace(FOREIGN, headers=on_the_way | FOREIGN.headers)
+    assert open_envelope(again, "test-envelope.paid").id == opened.id
+    wire = encode.properties(FOREIGN, None)
+    assert open_envelope(decode.message(wire, BODY), "test-envelope.paid").id == opened.id
+
+
+def test_an_id_from_another_release_is_the_same() -> None:
+    """Agents of two releases and of two Pythons give one message one id: it is part of the wire."""
+    assert open_envelope(FOREIGN, "test-envelope.paid").id == "1a67d2832d4271e402d7fc6a077e5a6b"
+    assert open_envelope(Message(b"{}", content_type=None), "té").id == "3bff1264c6009d5d4fcf200113708c3a"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"body": BODY + b" "},
+        {"content_type": "application/json"},
+        {"correlation_id": "c"},
+        {"type": "t"},
+        {"app_id": "a"},
+        {"reply_to": "r"},
+        {"priority": 0},
+        {"timestamp": datetime(2026, 1, 31, 0, 0, 1, tzinfo=UTC)},
+        {"headers": FOREIGN.headers | {"rate": 8}},
+        {"headers": FOREIGN.headers | {"rate": "7"}},
+        {"headers": FOREIGN.headers | {"more": None}},
+        {"headers": FOREIGN.headers | {"choreo-causation": "c"}},
+        {},
+    ],
+)
+def test_messages_that_differ_in_anything_have_two_ids(other: dict[str, Any]) -> None:
+    """Also those that came under two topics. Equal ones are one event."""
+    topic = "test-envelope.paid" if other else "test-envelope.loose"
+    one = open_envelope(FOREIGN, "test-envelope.paid")
+    assert open_envelope(replace(FOREIGN, **other), topic).id != one.id
+    assert open_envelope(replace(FOREIGN), "test-envelope.paid").id == one.id
 
 
 def test_amqp_properties_stand_in_for_missing_headers() -> None:
@@ -118,7 +187,7 @@ def test_times_can_be_reckoned_with(time: datetime | str) -> None:
 
 @pytest.mark.parametrize(
     "content_type",
-    [None, "", "application/json", "Application/JSON; charset=utf-8", "application/cloudevents+json"],
+    [None, "", "application/json", "Application/JSON; charset=utf-8", "application/vnd.shop+json"],
 )
 def test_json_is_read(content_type: str | None) -> None:
     """JSON by any of its names, or no name at all."""
@@ -441,6 +510,10 @@ bodies = (
     st.binary(max_size=100)
     | st.text(max_size=100).map(lambda text: text.encode("utf-8", "replace"))
     | json_values.map(lambda value: json.dumps(value).encode())
+    | st.fixed_dictionaries(
+        {"specversion": st.just("1.0"), "id": st.just("e"), "source": st.just("s"), "type": st.just("t")},
+        optional=dict.fromkeys(("data", "data_base64", "datacontenttype", "time", "traceparent", "x"), json_values),
+    ).map(lambda value: json.dumps(value).encode())
     | st.fixed_dictionaries({}, optional=dict.fromkeys(("text", "number", "ratio", "many"), json_values)).map(
         lambda value: json.dumps(value).encode()
     )
@@ -452,7 +525,7 @@ bodies = (
         Message,
         body=bodies,
         headers=st.dictionaries(header_names, header_values, max_size=6),
-        content_type=st.just("application/json") | properties,
+        content_type=st.just("application/json") | st.just("application/cloudevents+json") | properties,
         content_encoding=st.none() | properties,
         message_id=properties,
         correlation_id=properties,
@@ -469,6 +542,16 @@ def test_nothing_but_an_envelope_error_comes_out_of_a_message(message: Message) 
     except EnvelopeError as error:
         reason = error.reason
     assert reason is None or reason in set(Reason)
+
+
+@given(headers=st.dictionaries(header_names, header_values, max_size=6), text=properties)
+def test_an_id_survives_the_wire(headers: dict[str, Any], text: str | None) -> None:
+    """Whatever headers a foreign message has: written again by choreo, it still has the id that it got."""
+    message = Message(BODY, headers, correlation_id=text, content_type=None)
+    with suppress(EnvelopeError, ValueError, OverflowError, struct.error):
+        read = decode.message(encode.properties(message, None), BODY)
+        again = decode.message(encode.properties(read.forwarded({"choreo-attempt": 1}), None), BODY)
+        assert open_envelope(again, "test-envelope.paid").id == open_envelope(read, "test-envelope.paid").id
 
 
 @given(times=st.dictionaries(st.sampled_from(["ce-time", "choreo-first-failure"]), header_values))
