@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -33,8 +35,10 @@ class Receipt:
 class Publisher:
     """Publishes events, each confirmed by the broker. An asynchronous context manager; safe to share between tasks.
 
-    A session that was lost is replaced on the next publish. An event without an answer is never sent again by itself:
-    whether a second copy is harmless is the caller's to know. `start`: how an agent is started here, for messages.
+    It belongs to the event loop and the process that it is opened in; elsewhere, and after its end, it raises
+    UsageError. Once closed it may be opened again, anywhere. A session that was lost is replaced on the next publish.
+    An event without an answer is never sent again by itself: whether a second copy is harmless is the caller's to know.
+    `start`: how an agent is started here, for messages.
     """
 
     def __init__(
@@ -46,17 +50,57 @@ class Publisher:
         self._start = start
         self._names = Names(settings.namespace)
         self._session: Session | None = None
+        self._guard: AsyncGenerator[None, None] | None = None  # closes the session
         self._connecting = asyncio.Lock()
+        self._home: tuple[asyncio.AbstractEventLoop, int] | None = None  # loop and process that its sockets belong to
+        self._entered = 0
+        self._closed = False
 
     async def __aenter__(self) -> Self:
+        if self._closed:
+            self._session, self._guard, self._home, self._closed = None, None, None, False
+            self._connecting = asyncio.Lock()
+        self._be_home()
         await self._live()
+        self._entered += 1
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        self._entered -= 1
+        if self._entered > 0:
+            return
+        try:
+            self._be_home()
+            if self._guard is not None:
+                await self._guard.aclose()
+        except UsageError:  # nothing can be closed from here
+            if error is None:
+                raise
+        finally:
+            self._closed = True
+
+    def _be_home(self) -> None:
+        """Raise UsageError where the session cannot be used: only its own loop reads its sockets."""
+        process = os.getpid()
+        if self._closed:
+            raise UsageError(
+                "this publisher is closed, its `async with` is over",
+                "publish within it, or enter it again",
+            )
+        if self._home is None:
+            self._home = asyncio.get_running_loop(), process
+        elif self._home[1] != process:
+            raise UsageError(
+                f"this publisher belongs to process {self._home[1]}, which {process} was forked from",
+                "open one in each process, after the fork: async with choreo.connect() as publisher",
+            )
+        elif self._home[0] is not asyncio.get_running_loop():
+            raise UsageError(
+                "this publisher was opened in another event loop, and works in that one only",
+                "open one in each loop; from a thread: asyncio.run_coroutine_threadsafe(publisher.publish(...), loop)",
+            )
 
     async def publish(
         self,
@@ -84,6 +128,7 @@ class Publisher:
             raise PublishRefused(too_large(message, self._settings.max_body), "send less, or raise max_body everywhere")
         pause = _whole_seconds(delay)
         exchange, key = (self._names.delay, schedule_key(topic, pause)) if pause else (self._names.events, topic)
+        self._be_home()
         session = self._session
         if session is None or session.lost.done():
             session = await self._live()
@@ -119,9 +164,15 @@ class Publisher:
     async def _live(self) -> Session:
         async with self._connecting:
             if self._session is None or self._session.lost.done():
-                if self._session is not None:
-                    await self._session.close()
+                before, self._guard = self._guard, None
+                if before is not None:
+                    await before.aclose()
                 self._session = await self._connect()
+                self._guard = _closing(self._session)
+                await anext(self._guard)
+                if self._closed:  # meanwhile: nobody else would close it
+                    await self._guard.aclose()
+                    self._be_home()
             return self._session
 
 
@@ -133,6 +184,14 @@ def connect(url: str | None = None, *, source: str = "choreo", **settings: Any) 
     """
     found = load(**settings, **({} if url is None else {"url": url}))
     return Publisher(found, rabbit.Connector(found.brokers(), name=source, fast=found.lane), source=source)
+
+
+async def _closing(session: Session) -> AsyncGenerator[None, None]:
+    """Close `session` at the end. A loop that ends, as asyncio.run's does, ends what it still has of these."""
+    try:
+        yield
+    finally:
+        await session.close()
 
 
 def _whole_seconds(delay: Duration | None) -> int:
