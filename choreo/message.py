@@ -63,6 +63,7 @@ class Reason(StrEnum):
     UNROUTABLE = "unroutable"
     REFUSED = "refused"
     LOOP = "loop"
+    OVERDUE = "overdue"  # the broker took it back again and again while its reaction ran
     STALLED = "stalled"  # its reaction kept the process from its heartbeats, again and again
     CRASHED = "crashed"  # written by the broker: its delivery limit was reached
     UNCLAIMED = "unclaimed"  # written by the broker: back from a delay, its queue was gone

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from choreo.errors import ChoreoError
-from choreo.message import Message
+from choreo.message import DELIVERY_COUNT, Message
 from choreo.topology import Topology
 
 
@@ -79,7 +79,16 @@ class Delivery:
     consumer: Consumer
 
 
+def came_back(delivery: Delivery) -> int:
+    """Return how often the broker has got `delivery` back unsettled."""
+    if not delivery.redelivered:
+        return 0  # whatever a publisher may have written there
+    count = delivery.message.headers.get(DELIVERY_COUNT)
+    return count if isinstance(count, int) else 0
+
+
 OnDelivery = Callable[[Delivery], None]
+OnTimeout = Callable[[ChoreoError], None]
 
 
 class Consumer(Protocol):
@@ -127,8 +136,21 @@ class Session(Protocol):
         """Declare everything in `topology`. Raises TopologyMismatch, AccessRefused or BrokerUnreachable."""
         ...
 
-    async def consume(self, queue: str, *, prefetch: int, on_delivery: OnDelivery) -> Consumer:
-        """Subscribe to `queue` with at most `prefetch` unsettled deliveries; `on_delivery` must not block."""
+    async def consume(
+        self,
+        queue: str,
+        *,
+        prefetch: int,
+        on_delivery: OnDelivery,
+        hold: float | None = None,
+        on_timeout: OnTimeout | None = None,
+    ) -> Consumer:
+        """Subscribe to `queue` with at most `prefetch` unsettled deliveries; `on_delivery` must not block.
+
+        `hold`: seconds that a delivery may stay unsettled, asked of brokers that let a consumer say so. `on_timeout` is
+        called when the broker ends this subscription because one stayed for longer than it allows; the session goes
+        on. Without it, the session is `lost` then.
+        """
         ...
 
     def publish(

@@ -19,7 +19,7 @@ from choreo.in_process.publishing import Publishing
 from choreo.message import Message
 from choreo.rabbit import translate
 from choreo.topology import Topology
-from choreo.transport import Delivery, OnDelivery, Publication, QueueStats, Server
+from choreo.transport import Delivery, OnDelivery, OnTimeout, Publication, QueueStats, Server
 
 _CHANNELS: Final = 2048
 _FOLLOWS: Final = "4.3"  # the release of RabbitMQ that the embedded broker does as
@@ -60,7 +60,15 @@ class InProcessSession:
         finally:
             channel.close()
 
-    async def consume(self, queue: str, *, prefetch: int, on_delivery: OnDelivery) -> InProcessConsumer:
+    async def consume(
+        self,
+        queue: str,
+        *,
+        prefetch: int,
+        on_delivery: OnDelivery,
+        hold: float | None = None,  # noqa: ARG002 - this broker waits for ever
+        on_timeout: OnTimeout | None = None,  # noqa: ARG002
+    ) -> InProcessConsumer:
         """Subscribe to `queue` on a channel of its own."""
         consumer = InProcessConsumer(self, queue, on_delivery)
         try:

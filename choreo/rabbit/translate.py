@@ -25,6 +25,12 @@ _INEQUIVALENT: Final = re.compile(
     r" received (?P<received>.+?) but current is (?P<current>.+?)\"?$"
 )
 
+_TIMED_OUT: Final = re.compile(r"delivery acknowledgement on channel \d+ timed out.*?: (-?\d+) ms")
+_LONGER: Final = (
+    "raise what limits it: the policy key consumer-timeout (rabbitmqctl list_policies), or consumer_timeout in"
+    " rabbitmq.conf; or make the reaction faster"
+)
+
 
 def connecting(error: BaseException, broker: BrokerUrl, ended: tuple[int, str] | None = None) -> ChoreoError:
     """Return what `error`, raised while connecting to `broker`, means for the user. Never shows a password.
@@ -79,6 +85,26 @@ def lost(error: BaseException | None) -> ChoreoError:
     if error is None or str(error) == "":
         return BrokerUnreachable("the connection to the broker was lost")
     return BrokerUnreachable(f"the connection to the broker was lost: {_reason(error)}")
+
+
+def timeout(error: BaseException | None) -> ChoreoError | None:
+    """Return what a channel's end means that held a delivery for longer than the broker allows; None: another end."""
+    found = _TIMED_OUT.search(str(error)) if isinstance(error, amqp.ChannelPreconditionFailed) else None
+    if found is None:
+        return None
+    return ConfigurationError(
+        f"the broker has closed a channel over a delivery that was held for longer than its consumer timeout of"
+        f" {int(found[1]) / 1000:g} s",
+        _LONGER,
+    )
+
+
+def timed_out(queue: str) -> ChoreoError:
+    """Return why the broker has cancelled a consumer of `queue`, which is still there."""
+    return ConfigurationError(
+        f"the broker has cancelled a consumer of {queue!r}: a delivery was held for longer than its consumer timeout",
+        _LONGER,
+    )
 
 
 def declaring(error: BaseException) -> ChoreoError:

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +22,7 @@ import structlog
 from choreo import clock, dead_letter
 from choreo.agent import Agent
 from choreo.envelope import Envelope, open_envelope
-from choreo.errors import EnvelopeError, NotEmitted, PublishFailed
+from choreo.errors import ChoreoError, EnvelopeError, NotEmitted, PublishFailed
 from choreo.event import Event, declaration
 from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
 from choreo.observe import logs
@@ -82,6 +82,8 @@ class Courier:
     resources: Any = None
     counters: Counters = field(default_factory=Counters)
     rounds: Rounds = field(default_factory=Rounds)
+    running: dict[int, asyncio.Task[Any]] = field(default_factory=dict)  # by id() of what a reaction runs for
+    given_up: dict[int, ChoreoError] = field(default_factory=dict)
     ending: asyncio.Event = field(default_factory=asyncio.Event)  # set before the worker cancels what still runs
     log: structlog.typing.FilteringBoundLogger = field(default_factory=logs.of_deliveries)
 
@@ -113,7 +115,7 @@ class Courier:
             arguments = (case.event, self._context(case, opened, reaction)) if reaction.takes_context else (case.event,)
             executor = self.executor if reaction.in_thread else None
             given = begin(reaction, reaction.function, arguments, executor)
-            events = given if isinstance(given, list) else await given
+            events = given if isinstance(given, list) else await self._waited(case, given)
             end_if_forked(reaction)
             if events:
                 await self._emit(case, opened, reaction, events)
@@ -128,6 +130,30 @@ class Courier:
             seconds = round(time.perf_counter() - began, 6)
             self._log(case).debug("handled", emitted=_topics(events), seconds=seconds)
         return None
+
+    async def _waited(self, case: _Case, given: Awaitable[list[Event]]) -> list[Event]:
+        """Await what a reaction gives, unless `end` ends it."""
+        task, key = asyncio.current_task(), id(case.delivery)
+        assert task is not None
+        self.running[key] = task
+        try:
+            return await given
+        except asyncio.CancelledError:
+            error = self.given_up.get(key)
+            if error is None or self.ending.is_set():
+                raise
+            task.uncancel()
+            raise error from None
+        finally:
+            del self.running[key]
+            self.given_up.pop(key, None)
+
+    def end(self, delivery: Delivery, error: ChoreoError) -> None:
+        """End the reaction that runs for `delivery`, with `error`; nothing happens when none is waited for."""
+        task = self.running.get(id(delivery))
+        if task is not None:
+            self.given_up[id(delivery)] = error
+            task.cancel()
 
     async def _recover(self, case: _Case, error: BaseException) -> BaseException | None:
         """Do what the policy says about `error`. Return the next failure, or None when the delivery can be settled."""

@@ -15,8 +15,8 @@ from choreo.errors import EnvelopeError
 from choreo.message import Reason
 from choreo.reaction import Reaction
 from choreo.runtime.stall import Standstill
-from choreo.runtime.window import SUSPECT, came_back
-from choreo.transport import Delivery
+from choreo.runtime.window import SUSPECT
+from choreo.transport import Delivery, came_back
 
 _KNOWN: Final = 1_000  # that are not dead yet: another worker may have got them
 

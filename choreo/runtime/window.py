@@ -12,21 +12,33 @@ import asyncio
 import contextlib
 import heapq
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
-from choreo.message import DELIVERY_COUNT
+import structlog
+
+from choreo.errors import ChoreoError
 from choreo.reaction import Reaction
-from choreo.transport import Consumer, Delivery, OnDelivery, Session
+from choreo.runtime.overdue import End, Overdue, is_sure
+from choreo.transport import Consumer, Delivery, OnDelivery, Session, came_back
 
 # Seconds. A broker closes the channel of a consumer that holds a delivery longer than its consumer_timeout, 30 minutes
 # unless set otherwise, and looks once in a minute. Source: RabbitMQ, Consumers, "Delivery Acknowledgement Timeout".
 LONGEST_HOLD: Final = 28 * 60.0
+_BROKERS_OWN: Final = 30 * 60.0  # seconds, what a broker waits unless it is told otherwise
+_SPARE: Final = 60.0  # seconds asked for besides what reactions take: what follows from them has to be stored
 SUSPECT: Final = 2  # times that a delivery came back unsettled
 _QUIET: Final = 0.1  # seconds without a delivery, after which nothing in the queue has come back
 _GOODBYE: Final = 3.0  # seconds for a subscription that is being made or closed when the worker stops
 _PATIENCE: Final = 60.0  # seconds that a suspect waits for others; a broker takes back what is held for too long
+
+_logger = structlog.get_logger()
+
+
+def _nothing(_delivery: Delivery, _error: ChoreoError) -> None:
+    """Let a run go on, whatever it costs."""
 
 
 def longest_way(reaction: Reaction, publish_timeout: float) -> float:
@@ -48,12 +60,12 @@ def affordable(prefetch: int, concurrency: int, longest: float) -> int:
     return min(prefetch, max(concurrency, concurrency * rounds - 1))
 
 
-def came_back(delivery: Delivery) -> int:
-    """Return how often the broker has got `delivery` back unsettled."""
-    if not delivery.redelivered:
-        return 0  # whatever a publisher may have written there
-    count = delivery.message.headers.get(DELIVERY_COUNT)
-    return count if isinstance(count, int) else 0
+def needed(longest: float) -> float:
+    """Return how many seconds the broker is asked to wait for a delivery, where one takes up to `longest` to run.
+
+    It may stand behind another one for as long, or for LONGEST_HOLD; see `affordable`.
+    """
+    return max(_BROKERS_OWN, max(LONGEST_HOLD, longest) + longest + _SPARE)
 
 
 class Turns:
@@ -102,42 +114,57 @@ class Turns:
 class _Subscription:
     """A consumer that knows what it holds. Suspects are set aside; everything else is handed on as it comes."""
 
-    def __init__(self, on_delivery: OnDelivery) -> None:
+    def __init__(self, on_delivery: OnDelivery, overdue: Overdue) -> None:
         self.suspects: list[Delivery] = []
-        self.held = 0  # handed on and not settled
+        self.held: dict[int, Delivery] = {}  # by tag: handed on, or waiting for a run that goes on; not settled
         self.arrivals = 0
         self.heard = asyncio.Event()  # something has arrived
         self.suspected = asyncio.Event()  # a suspect has arrived
         self.idle = asyncio.Event()  # everything that was handed on is settled
         self.idle.set()
+        self.ended: ChoreoError | None = None  # why the broker has ended it
         self._on_delivery = on_delivery
+        self._overdue = overdue
         self._consumer: Consumer | None = None
         self._cancelled = False
         self._prefetch = 0
 
     @property
     def hungry(self) -> bool:
-        return not self._cancelled and self.held + len(self.suspects) < self._prefetch
+        return not self._cancelled and self.ended is None and len(self.held) + len(self.suspects) < self._prefetch
 
-    async def open(self, session: Session, queue: str, prefetch: int) -> None:
+    async def open(
+        self, session: Session, queue: str, prefetch: int, hold: float, on_timeout: Callable[[ChoreoError], None]
+    ) -> None:
         self.queue, self._prefetch = queue, prefetch
-        self._consumer = await session.consume(queue, prefetch=prefetch, on_delivery=self._arrived)
+        self._consumer = await session.consume(
+            queue, prefetch=prefetch, on_delivery=self._arrived, hold=hold, on_timeout=on_timeout
+        )
 
     def hand_on(self, delivery: Delivery) -> None:
-        if not self.held:
-            self.idle.clear()
-        self.held += 1
+        self._hold(delivery)
         self._on_delivery(delivery)
 
     def acknowledge(self, delivery: Delivery) -> None:
         assert self._consumer is not None
         self._consumer.acknowledge(delivery)
-        self._settled()
+        self._settled(delivery)
+        if self._overdue:
+            for copy in self._overdue.ended(delivery):
+                if is_sure(copy):
+                    copy.consumer.acknowledge(copy)
+                elif isinstance(copy.consumer, _Subscription) and copy.consumer.ended is None:
+                    self._on_delivery(copy)  # it may be another message with the same text
+                else:
+                    copy.consumer.requeue(copy)
 
     def requeue(self, delivery: Delivery) -> None:
         assert self._consumer is not None
         self._consumer.requeue(delivery)
-        self._settled()
+        self._settled(delivery)
+        if self._overdue:
+            for copy in self._overdue.ended(delivery):
+                copy.consumer.requeue(copy)
 
     def give_back(self) -> None:
         """Give the suspects back that have not run."""
@@ -157,15 +184,22 @@ class _Subscription:
     def _arrived(self, delivery: Delivery) -> None:
         self._consumer, delivery.consumer = delivery.consumer, self  # the first one may come before `consume` returns
         self.arrivals += 1
-        if delivery.redelivered and came_back(delivery) >= SUSPECT:
+        if delivery.redelivered and self._overdue and self._overdue.wait(delivery):
+            self._hold(delivery)
+        elif delivery.redelivered and came_back(delivery) >= SUSPECT:
             self.suspects.append(delivery)
             self.suspected.set()
         else:
             self.hand_on(delivery)
         self.heard.set()
 
-    def _settled(self) -> None:
-        self.held -= 1
+    def _hold(self, delivery: Delivery) -> None:
+        if not self.held:
+            self.idle.clear()
+        self.held[delivery.tag] = delivery
+
+    def _settled(self, delivery: Delivery) -> None:
+        self.held.pop(delivery.tag, None)
         if not self.held:
             self.idle.set()
 
@@ -176,11 +210,28 @@ class Window:
     `on_delivery` gets what is to run. A wide window that meets a suspect, from the crash of another worker, takes
     nothing more, waits until everything else is settled, runs it, and is narrow again. It does not give suspects back
     to find them again: brokers before 4.3 count that too, and among many workers it would add up.
+
+    `hold`: seconds that the broker is asked to wait for a delivery. When it ends the subscription because one took
+    longer, another one takes its place, and what runs goes on; `end` ends a run that costs too many of them.
     """
 
-    def __init__(self, session: Session, queue: str, prefetch: int, turns: Turns, on_delivery: OnDelivery) -> None:
+    def __init__(
+        self,
+        session: Session,
+        queue: str,
+        prefetch: int,
+        turns: Turns,
+        on_delivery: OnDelivery,
+        *,
+        hold: float = _BROKERS_OWN,
+        end: End = _nothing,
+    ) -> None:
         self.queue = queue
         self.prefetch = prefetch
+        self._hold = hold
+        self._overdue = Overdue(end)
+        self._ended = asyncio.Event()  # the broker has ended the subscription that receives
+        self._heard = False
         self._session = session
         self._turns = turns
         self._on_delivery = on_delivery
@@ -192,7 +243,7 @@ class Window:
     async def open(self) -> None:
         """Subscribe, narrowly. Raises what the session raises."""
         narrow = await self._subscribe(1)
-        self._work = asyncio.create_task(self._run(narrow), name=f"window of {self.queue}")
+        self._work = asyncio.create_task(self._keep(narrow), name=f"window of {self.queue}")
 
     @property
     def failed(self) -> asyncio.Task[None]:
@@ -223,15 +274,55 @@ class Window:
         """Forget everything: the session is gone or going, and what is unsettled is delivered again."""
         self._stop()
         self._subscriptions.clear()
+        self._overdue.clear()
 
     def _stop(self) -> None:
         for task in (self._work, *self._closing):
             if task is not None:
                 task.cancel()
 
+    async def _keep(self, narrow: _Subscription) -> None:
+        """Receive, and begin anew whenever the broker has ended the subscription; the session goes on."""
+        while True:
+            receiving = asyncio.create_task(self._run(narrow), name=f"subscriptions of {self.queue}")
+            ended = asyncio.create_task(self._ended.wait())
+            try:
+                await asyncio.wait((receiving, ended), return_when=asyncio.FIRST_COMPLETED)
+                if receiving.done():
+                    await receiving
+                async with self._changing:  # one that is just being made would be nobody's
+                    receiving.cancel()
+                    self._ended.clear()
+                    old = self._subscriptions[-1]
+                    await old.cancel()
+                    old.give_back()
+                    narrow = await self._subscribe(1)
+                self._close_later(old)
+            finally:
+                receiving.cancel()
+                ended.cancel()
+
+    def _timed_out(self, subscription: _Subscription, error: ChoreoError) -> None:
+        if subscription.ended is not None or subscription not in self._subscriptions:
+            return
+        subscription.ended = error
+        self._overdue.taken_back(subscription.held.values(), error)
+        _logger.error(
+            "consumer timeout",
+            queue=self.queue,
+            error=error.message,
+            way_out=error.way_out,
+            held=len(subscription.held),
+            next="what runs goes on; what comes back meanwhile waits for it",
+        )
+        if subscription is self._subscriptions[-1]:
+            self._ended.set()
+
     async def _run(self, narrow: _Subscription) -> None:
         await self._first(narrow)
-        self._turns.heard()
+        if not self._heard:
+            self._heard = True
+            self._turns.heard()
         while True:
             while narrow.suspects or self.prefetch == 1:
                 narrow.heard.clear()
@@ -276,16 +367,20 @@ class Window:
             old.give_back()
         async with self._changing:
             new = await self._subscribe(prefetch)
-        task = asyncio.create_task(self._close(old))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._close_later(old)
         return new
 
     async def _subscribe(self, prefetch: int) -> _Subscription:
-        subscription = _Subscription(self._on_delivery)
-        await subscription.open(self._session, self.queue, prefetch)
+        subscription = _Subscription(self._on_delivery, self._overdue)
+        on_timeout = partial(self._timed_out, subscription)
+        await subscription.open(self._session, self.queue, prefetch, self._hold, on_timeout)
         self._subscriptions.append(subscription)
         return subscription
+
+    def _close_later(self, old: _Subscription) -> None:
+        task = asyncio.create_task(self._close(old))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def _close(self, old: _Subscription) -> None:
         """Close `old` when all that it holds is settled."""

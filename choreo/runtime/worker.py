@@ -24,7 +24,7 @@ from choreo.runtime.delivery import Counters, Courier
 from choreo.runtime.drainers import Drainers, Slice
 from choreo.runtime.rounds import cause_of_loss
 from choreo.runtime.stall import Standstill
-from choreo.runtime.window import Turns, Window, affordable, longest_way
+from choreo.runtime.window import Turns, Window, affordable, longest_way, needed
 from choreo.settings import Settings
 from choreo.topology import Names, Topology
 from choreo.transport import Connect, Session
@@ -259,13 +259,16 @@ class Worker:
         return found
 
     def _window(self, session: Session, agent: Agent, turns: Turns) -> Window:
-        arrived = self._drainers[agent.name].arrived
+        drainers = self._drainers[agent.name]
+        longest = max((longest_way(each, self._settings.publish_timeout) for each in agent.reactions), default=0.0)
         return Window(
             session,
             self._names.queue(agent.name),
             self._prefetch[agent.name],
             turns,
-            on_delivery=lambda delivery: arrived.put((session, delivery)),
+            on_delivery=lambda delivery: drainers.arrived.put((session, delivery)),
+            hold=needed(longest),
+            end=drainers.courier.end,
         )
 
     async def _sleep(self, seconds: float) -> None:

@@ -12,7 +12,7 @@ from choreo.message import Message
 from choreo.testing.faults import Fates, Point
 from choreo.testing.record import Record
 from choreo.topology import Topology
-from choreo.transport import Delivery, OnDelivery, Publication, QueueStats, Server, Unknown
+from choreo.transport import Delivery, OnDelivery, OnTimeout, Publication, QueueStats, Server, Unknown
 
 _ENDED: Final = Unknown("the process has ended")
 
@@ -43,10 +43,20 @@ class WatchedSession:
         """See transport.Session."""
         await self._session.declare(topology)
 
-    async def consume(self, queue: str, *, prefetch: int, on_delivery: OnDelivery) -> WatchedConsumer:
+    async def consume(
+        self,
+        queue: str,
+        *,
+        prefetch: int,
+        on_delivery: OnDelivery,
+        hold: float | None = None,
+        on_timeout: OnTimeout | None = None,
+    ) -> WatchedConsumer:
         """See transport.Session."""
         consumer = WatchedConsumer(self, on_delivery)
-        consumer.inner = await self._session.consume(queue, prefetch=prefetch, on_delivery=consumer.arrived)
+        consumer.inner = await self._session.consume(
+            queue, prefetch=prefetch, on_delivery=consumer.arrived, hold=hold, on_timeout=on_timeout
+        )
         return consumer
 
     async def publish(

@@ -23,6 +23,7 @@ from choreo.rabbit.lane.consuming import Consuming
 from choreo.rabbit.lane.protocol import Lane, _Splitter
 from choreo.runtime.arrivals import Arrivals
 from choreo.runtime.delivery import Courier
+from choreo.runtime.overdue import Overdue
 from choreo.runtime.window import _Subscription
 from choreo.topology import Names
 from choreo.transport import Consumer, Delivery, Session
@@ -113,7 +114,7 @@ async def _measure() -> list[tuple[str, float]]:
     read = _cost(lambda: [decode.message(properties, body) for _, properties, body in kept.parts])
 
     arrived: Arrivals[Delivery] = Arrivals(1, _ORDERS, lambda: True)
-    consumer, deliveries = _Consumer(lane, _Subscription(arrived.put)), list[Delivery]()
+    consumer, deliveries = _Consumer(lane, _Subscription(arrived.put, Overdue(lambda *_: None))), list[Delivery]()
     seat = arrived.seat()
 
     def hand_on() -> None:

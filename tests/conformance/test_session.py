@@ -773,3 +773,28 @@ async def test_whole_topology_is_idempotent(session: Session, ladder: Names, nam
     found = await session.stats(ladder.level(19))
     assert found is not None
     assert found.ready == 1
+
+
+async def test_only_the_subscription_that_held_for_too_long_is_ended(
+    session: Session, box: Box, transport: str
+) -> None:
+    """From 4.3 on a consumer says how long it may hold; what it held comes again, and the session goes on."""
+    major, minor, *_ = (int(part) for part in session.server.version.split("."))
+    if transport not in ("lane", "plain") or (major, minor) < (4, 3):
+        pytest.skip("this broker lets no consumer say so")
+    errors: list[ChoreoError] = []
+    held = await session.consume(box.queue, prefetch=1, on_delivery=box.got.append, hold=0.5, on_timeout=errors.append)
+    await box.fill(session, b"late")
+    await eventually(lambda: errors, what="the timeout")
+    assert "consumer timeout" in errors[0].message
+    assert "consumer-timeout" in errors[0].way_out
+    assert not session.lost.done()
+    await held.cancel()
+    again = await session.consume(box.queue, prefetch=1, on_delivery=box.got.append, hold=60, on_timeout=errors.append)
+    await eventually(lambda: box.has(2), what="the message again")
+    assert box.got[1].redelivered
+    again.acknowledge(box.got[1])
+    held.acknowledge(box.got[0])
+    await held.close()
+    await again.close()
+    await eventually(lambda: box.holds(session, ready=0, consumers=0), what="an empty queue")

@@ -72,13 +72,13 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
-    async def consume(self, queue: str, *, prefetch: int, on_delivery: OnDelivery) -> Consumer:
+    async def consume(self, queue: str, *, on_delivery: OnDelivery, **options: Any) -> Consumer:
         def arrived(delivery: Delivery) -> None:
             reached(ARRIVED)
             delivery.consumer = WatchedConsumer(delivery.consumer)
             on_delivery(delivery)
 
-        return await self._session.consume(queue, prefetch=prefetch, on_delivery=arrived)
+        return await self._session.consume(queue, on_delivery=arrived, **options)
 
     async def publish(self, message: Message, *, exchange: str, **options: Any) -> Publication:
         kind = exchange.rpartition(".")[2]

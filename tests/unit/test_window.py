@@ -12,32 +12,42 @@ from typing import Any
 import pytest
 
 import choreo
+from choreo.errors import ChoreoError, EnvelopeError
 from choreo.event import Event
 from choreo.message import DELIVERY_COUNT, Message
 from choreo.retry import Retry
-from choreo.runtime.window import SUSPECT, Turns, Window, affordable, came_back, longest_way
-from choreo.transport import Delivery, OnDelivery
+from choreo.runtime.overdue import ROUNDS
+from choreo.runtime.window import SUSPECT, Turns, Window, affordable, longest_way, needed
+from choreo.transport import Delivery, OnDelivery, OnTimeout, came_back
 from tests.waiting import eventually
 
 
 class FakeQueue:
     """A queue and the session that consumes from it. A message is its body and how often it came back."""
 
-    def __init__(self, *messages: tuple[str, int]) -> None:
-        self.ready = [Message(body.encode(), {DELIVERY_COUNT: count} if count else {}) for body, count in messages]
+    def __init__(self, *messages: tuple[str, int], with_ids: bool = False) -> None:
+        self.with_ids = with_ids
+        self.ready = [self.message(body, count) for body, count in messages]
         self.consumers: list[FakeConsumer] = []
         self.widest = 0
+        self.acknowledged: list[str] = []
         self.closing = asyncio.Event()  # a request to close is answered
         self.closing.set()
 
-    async def consume(self, queue: str, *, prefetch: int, on_delivery: OnDelivery) -> FakeConsumer:
-        self.consumers.append(FakeConsumer(self, queue, prefetch, on_delivery))
+    async def consume(
+        self, queue: str, *, prefetch: int, on_delivery: OnDelivery, hold: float, on_timeout: OnTimeout
+    ) -> FakeConsumer:
+        self.consumers.append(FakeConsumer(self, queue, prefetch, on_delivery, on_timeout))
         self.deliver()
         return self.consumers[-1]
 
     def put(self, body: str, count: int = 0) -> None:
-        self.ready.append(Message(body.encode(), {DELIVERY_COUNT: count} if count else {}))
+        self.ready.append(self.message(body, count))
         self.deliver()
+
+    def message(self, body: str, count: int) -> Message:
+        name = body if self.with_ids else None
+        return Message(body.encode(), {DELIVERY_COUNT: count} if count else {}, message_id=name)
 
     def deliver(self) -> None:
         for consumer in self.consumers:
@@ -46,23 +56,43 @@ class FakeQueue:
                 consumer.take(self.ready.pop(0))
         self.widest = max(self.widest, sum(len(each.unsettled) for each in self.consumers))
 
+    def take_back(self, *names: str) -> None:
+        """End whatever receives over its deliveries `names`, as the consumer timeout does."""
+        for consumer in self.consumers:
+            late = [each for each in consumer.unsettled if each.message.body.decode() in names]
+            for each in late:
+                consumer.unsettled.remove(each)
+                headers = {DELIVERY_COUNT: each.message.headers.get(DELIVERY_COUNT, 0) + 1}
+                self.ready.append(Message(each.message.body, headers, message_id=each.message.message_id))
+            if late:
+                consumer.open = False
+                consumer.on_timeout(ChoreoError("a delivery was held for too long", "raise it"))
+                asyncio.get_running_loop().call_soon(self.deliver)
+
     def held(self) -> list[str]:
         return [each.message.body.decode() for consumer in self.consumers for each in consumer.unsettled]
 
 
 class FakeConsumer:
-    def __init__(self, fake: FakeQueue, queue: str, prefetch: int, on_delivery: OnDelivery) -> None:
+    def __init__(
+        self, fake: FakeQueue, queue: str, prefetch: int, on_delivery: OnDelivery, on_timeout: OnTimeout
+    ) -> None:
         self.queue, self.prefetch, self.open, self.closed = queue, prefetch, True, False
+        self.on_timeout = on_timeout
+        self.tag = 0
         self.unsettled: list[Delivery] = []
         self._fake, self._on_delivery = fake, on_delivery
 
     def take(self, message: Message) -> None:
-        delivery = Delivery(message, "", "", 0, redelivered=bool(message.headers), consumer=self)
+        self.tag += 1
+        delivery = Delivery(message, "", "", self.tag, redelivered=bool(message.headers), consumer=self)
         self.unsettled.append(delivery)
         asyncio.get_running_loop().call_soon(self._on_delivery, delivery)
 
     def acknowledge(self, delivery: Delivery) -> None:
-        self.unsettled.remove(delivery)
+        if delivery in self.unsettled:  # else it was taken back
+            self.unsettled.remove(delivery)
+            self._fake.acknowledged.append(delivery.message.body.decode())
         self._fake.deliver()
 
     def requeue(self, delivery: Delivery) -> None:
@@ -84,12 +114,22 @@ class Agent:
 
     def __init__(self) -> None:
         self.running: dict[str, Delivery] = {}
+        self.begun: list[str] = []
+        self.ends = 0
+        self.given_up: dict[str, ChoreoError] = {}
 
     def begin(self, delivery: Delivery) -> None:
-        self.running[delivery.message.body.decode()] = delivery
+        name = delivery.message.body.decode()
+        assert name not in self.running, "never twice at once"
+        self.begun.append(name)
+        self.running[name] = delivery
+
+    def give_up(self, delivery: Delivery, error: ChoreoError) -> None:
+        self.given_up[delivery.message.body.decode()] = error
 
     def end(self, name: str) -> None:
         delivery = self.running.pop(name)
+        self.ends += 1
         delivery.consumer.acknowledge(delivery)
 
     async def runs(self, *names: str) -> None:
@@ -100,7 +140,7 @@ class Scene:
     def __init__(self, fake: FakeQueue, prefetch: int, turns: Turns | None = None) -> None:
         session: Any = fake
         self.agent = Agent()
-        self.window = Window(session, "queue", prefetch, turns or Turns(1), self.agent.begin)
+        self.window = Window(session, "queue", prefetch, turns or Turns(1), self.agent.begin, end=self.agent.give_up)
 
 
 @pytest.fixture
@@ -335,3 +375,71 @@ async def test_several_suspects_in_a_wide_window_run_least_suspicious_first(
     await agent.runs("second")
     agent.end("second")
     await agent.runs("worst")
+
+
+async def test_what_the_broker_takes_back_from_a_run_that_goes_on_is_settled_with_it(scenes: list[Scene]) -> None:
+    """Once, with one run: however often the broker ends the subscription meanwhile; neighbours come and go."""
+    fake = FakeQueue(("long", 0), with_ids=True)
+    agent = await play(scenes, fake)
+    await agent.runs("long")
+    for count in range(1, 5):
+        fake.take_back("long")
+        await eventually(lambda: "long" in fake.held(), what="the copy")
+        fake.put(f"short {count}")
+        await agent.runs("long", f"short {count}")
+        agent.end(f"short {count}")
+    assert agent.begun.count("long") == 1
+    agent.end("long")
+    assert fake.acknowledged.count("long") == 1
+    assert not fake.held()
+    assert not fake.ready
+
+
+async def test_what_was_not_taken_back_stays_ours(scenes: list[Scene]) -> None:
+    """From 4.3 on a broker takes back the late deliveries alone: the others of that subscription are settled on it."""
+    fake = FakeQueue(("long", 0), ("other", 0), with_ids=True)
+    agent = await play(scenes, fake)
+    await agent.runs("long", "other")
+    fake.take_back("long")
+    await eventually(lambda: fake.held().count("long") == 1, what="the copy")
+    agent.end("other")
+    assert fake.acknowledged == ["other"]
+    agent.end("long")
+    assert fake.acknowledged == ["other", "long"]
+    await eventually(lambda: sum(not each.closed for each in fake.consumers) == 1, what="only one subscription")
+
+
+async def test_message_without_an_id_runs_after_one_that_looks_the_same(scenes: list[Scene]) -> None:
+    """It may be another one: it is not settled with the first, and never runs beside it."""
+    fake = FakeQueue(("long", 0))
+    agent = await play(scenes, fake)
+    await agent.runs("long")
+    fake.take_back("long")
+    await eventually(lambda: fake.held() == ["long"], what="the copy")
+    assert agent.begun == ["long"]
+    agent.end("long")
+    await agent.runs("long")
+    agent.end("long")
+    assert (agent.begun, fake.acknowledged) == (["long", "long"], ["long"])
+
+
+async def test_run_that_costs_too_many_subscriptions_is_given_up(scenes: list[Scene]) -> None:
+    """After as many rounds as stay below the broker's own limit, with what the broker said and the way out."""
+    fake = FakeQueue(("long", 0), with_ids=True)
+    agent = await play(scenes, fake)
+    await agent.runs("long")
+    for _ in range(ROUNDS - 1):  # and the one that it began with
+        assert not agent.given_up
+        fake.take_back("long")
+        await eventually(lambda: fake.held() == ["long"], what="the copy")
+    error = agent.given_up["long"]
+    assert isinstance(error, EnvelopeError)
+    assert (error.reason, error.way_out) == ("overdue", "raise it")
+    assert f"{ROUNDS} times" in error.message
+    assert agent.begun == ["long"]
+
+
+@pytest.mark.parametrize(("longest", "seconds"), [(0.0, 1800), (40.0, 1800), (610.0, 2350), (3600.0, 7260)])
+def test_brokers_are_asked_for_what_reactions_need(longest: float, seconds: float) -> None:
+    """Never for less than they wait unasked: what is held stands behind others that take their time too."""
+    assert needed(longest) == seconds
