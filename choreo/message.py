@@ -133,8 +133,9 @@ def identity(message: Message, topic: str) -> str:
         message.reply_to,
         message.priority,
     )
-    if message.headers or message.timestamp is not None or message.unread is not None:
-        said += ascii((_said_headers(message.headers), _said(message.timestamp), message.unread)).encode()
+    headers = _said_headers(message.headers) if message.headers else []
+    if headers or message.timestamp is not None or message.unread is not None:
+        said += ascii((headers, _said(message.timestamp), message.unread)).encode()
     return blake2b(b"%b\0%b" % (said, message.body), digest_size=16).hexdigest()
 
 
