@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from choreo import ownership
+from choreo import forks, ownership
 from choreo.errors import ConfigurationError
 
 FOLDER: Final = ".choreo"
@@ -35,8 +35,6 @@ _KIND: Final = re.compile(r"[A-Za-z]+( [A-Za-z]+)?")
 # A link is not followed, and a pipe is not waited for.
 _CAREFUL: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MINE: Final = 0o600
-
-_held: set[int] = set()  # descriptors of ours that hold a lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,27 +172,11 @@ def _folder(root: Path, stack: ExitStack) -> int:
 
 
 def _opened(name: str, how: int, folder: int, stack: ExitStack) -> int:
-    """Return a descriptor of the file, which is closed with `stack`, and in a child of this process at once."""
+    """Return a descriptor of the file, which is closed with `stack`."""
     file = os.open(name, how | _CAREFUL, _MINE, dir_fd=folder)
-    _held.add(file)
-    stack.callback(_close, file)
+    stack.callback(os.close, file)
+    forks.keep_private(file)  # a lock lives as long as the last descriptor of it, in whatever process
     return file
-
-
-def _close(file: int) -> None:
-    if file in _held:
-        _held.remove(file)
-        os.close(file)
-
-
-def _close_in_child() -> None:
-    """Let go of what the parent holds: a lock lives as long as the last descriptor of it, in whatever process."""
-    for file in tuple(_held):
-        with suppress(OSError):
-            _close(file)
-
-
-os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _ignore(folder: int, stack: ExitStack) -> None:
