@@ -6,12 +6,11 @@ Rooms below are imported inside the commands, so that `choreo --help` does not w
 from __future__ import annotations
 
 import io
-import os
 import sys
 
 import typer
 
-from choreo.cli import bench, check, complaints, dev, dlq, graph, inspect, publish, run
+from choreo.cli import bench, check, complaints, dev, dlq, graph, inspect, output, publish, run
 from choreo.errors import ChoreoError, ConfigurationError
 from choreo.importing import inherit
 
@@ -68,8 +67,7 @@ def main() -> None:
         complaints.of_usage(error)
         sys.exit(2)
     except BrokenPipeError:
-        # Whoever read our output has read enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.silence()  # whoever read our output has read enough
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -50,6 +50,7 @@ def bench(
     from choreo.observe import logs
     from choreo.operate.bench import Bench
 
+    out.keep_data_apart()
     settings = options.settings(url=url)
     logs.configure("warning", settings.log_format)  # what the worker says of itself would bury the table
     work = Bench(settings, events=events, seconds=seconds)

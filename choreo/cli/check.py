@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import typer
 
 from choreo.cli import options
 from choreo.cli.graph import Names, declared
 from choreo.cli.options import Output, OutputOption
-from choreo.cli.output import note_forgotten
+from choreo.cli.output import keep_data_apart, note_forgotten, write, write_json
 
 
 def check(names: Names = None, output: OutputOption = Output.TEXT) -> None:
@@ -20,22 +19,23 @@ def check(names: Names = None, output: OutputOption = Output.TEXT) -> None:
     """
     from choreo.observe import logs
 
+    keep_data_apart()
     settings = options.settings()
     logs.configure(settings.log_level, settings.log_format)
     choreography = declared(names or (), settings)
     note_forgotten(names, settings)
     findings = [dataclasses.asdict(finding) for finding in choreography.findings()]
     if output is Output.JSON:
-        typer.echo(json.dumps({"findings": findings}, ensure_ascii=False))
+        write_json({"findings": findings})
     elif output is Output.JSONL:
         for finding in findings:
-            typer.echo(json.dumps(finding, ensure_ascii=False))
+            write_json(finding)
     else:
         for finding in findings:
-            typer.echo("{severity} {rule}: {message}\n  at {where}\n  {hint}".format_map(finding))
+            write("{severity} {rule}: {message}\n  at {where}\n  {hint}".format_map(finding))
         if not findings:
             agents, events = len(choreography.agents), len(choreography.events)
-            typer.echo(f"no findings: {_count(agents, 'agent')}, {_count(events, 'event')}")
+            write(f"no findings: {_count(agents, 'agent')}, {_count(events, 'event')}")
     if findings:
         raise typer.Exit(1)
 

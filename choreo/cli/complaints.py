@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
 import typer
 
+from choreo.printable import visible
+
 
 def complain(message: str, way_out: str = "") -> None:
     """Say what went wrong, and what to do about it."""
-    typer.echo(f"choreo: {message}", err=True)
+    _say(f"choreo: {message}\n")
     if way_out:
-        typer.echo(f"  {way_out}", err=True)
+        _say(f"  {way_out}\n")
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # whoever read stderr is gone; the exit code is still to come
+        typer.echo(visible(text), err=True, nl=False)
 
 
 def of_usage(error: Any) -> None:
     """Say in our own style what typer says of a command line: an unknown option, a missing argument."""
     message, context = str(error.format_message()).strip(), error.ctx
     if context is None or message.startswith("Usage:"):  # nothing was said, so this is the help
-        typer.echo(message, err=True)
+        _say(f"{message}\n")
         return
     usage = " ".join(context.get_usage().split()).removeprefix("Usage: ").replace("{", "").replace("}", "")
     known = getattr(context.command, "commands", {})
@@ -37,7 +45,7 @@ def of_import(module: str, error: Exception) -> None:
     # From their own module on: the way there is not theirs.
     found.stack = traceback.StackSummary.from_list(stack[theirs[0] if theirs else len(stack) :])
     found.__notes__ = []
-    typer.echo("".join(found.format()), err=True, nl=False)
+    _say("".join(found.format()))
     place = ""
     if isinstance(error, SyntaxError):
         place = f" ({frames.near(error.filename or '?')}, line {error.lineno})"
@@ -45,7 +53,7 @@ def of_import(module: str, error: Exception) -> None:
         place = f" ({frames.near(stack[theirs[-1]].filename)}, line {stack[theirs[-1]].lineno})"
     what = " ".join(list(found.format_exception_only())[-1].split())
     if isinstance(error, ModuleNotFoundError):
-        way_out = f"mend the import, or install it into {sys.prefix}, where this choreo runs"
+        way_out = f"fix the import, or install it into {sys.prefix}, where this choreo runs"
     else:
         way_out = "the traceback above shows how it came there"
     complain(f"{module} cannot be imported{place}: {what}", way_out)

@@ -11,6 +11,7 @@ import typer
 from choreo.cli import options
 from choreo.cli import output as out
 from choreo.cli.options import Output, OutputOption, Url, Yes
+from choreo.printable import visible
 
 if TYPE_CHECKING:
     from choreo.operate.dlq import DeadLetterQueue, Look, Repair
@@ -106,7 +107,7 @@ def show(
     if output is not Output.TEXT:
         out.rows(found, output, ())
     elif found:
-        typer.echo("\n\n".join(map(_portrait, found)))
+        out.write("\n\n".join(map(_portrait, found)))
     missing = [each for each in dict.fromkeys(ids) if each not in {row["id"] for row in found}]
     if missing:
         kind = PartlyDone if found else UsageError
@@ -171,6 +172,7 @@ def _settings(agent: str, url: str | None) -> Settings:
     from choreo.observe import logs
     from choreo.operate.dlq import check_name
 
+    out.keep_data_apart()
     check_name(agent)
     settings = options.settings(url=url)
     logs.configure(settings.log_level, settings.log_format)
@@ -246,38 +248,29 @@ def _note_others(look: Look, expected: int) -> None:
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row for a table: one line, nothing that moves a terminal's cursor, the error not longer than needed."""
+    """Return a row for a table: one line, the error not longer than needed."""
     error = ": ".join(filter(None, ((row["error_type"] or "").rpartition(".")[2], row["error"])))
     error = error if len(error) <= _SHORT_ERROR else error[: _SHORT_ERROR - 1] + "…"
     time = (row["last_failure"] or "")[:19] or None
     short = row | {"error": error or None, "last_failure": time}
-    return {
-        name: _plain(value).replace("\n", " ") if isinstance(value, str) else value for name, value in short.items()
-    }
+    return {name: value.replace("\n", " ") if isinstance(value, str) else value for name, value in short.items()}
 
 
 def _portrait(row: dict[str, Any]) -> str:
     """Return a letter in full, for people."""
     told = [(name, row[name]) for name in FIELDS if row[name] is not None]
     told += [(name, value) for name, value in row["headers"].items()]
-    width = max(len(_plain(name)) for name, _ in told)
-    lines = [f"{_plain(name):<{width}}  {_indented(str(value), width + 2)}" for name, value in told]
+    width = max(len(visible(name)) for name, _ in told)
+    lines = [f"{visible(name):<{width}}  {_indented(str(value), width + 2)}" for name, value in told]
     if row["traceback"]:
-        lines += ["", _plain(row["traceback"]).rstrip()]
+        lines += ["", row["traceback"].rstrip()]
     body = json.dumps(row["body"], indent=2, ensure_ascii=False) if row["is_json"] else row["body"]
     kind = "" if row["is_json"] else ", not JSON"
-    lines += ["", f"body, {row['size']} bytes{kind}", _plain(body[:_SHOWN_BODY])]
+    lines += ["", f"body, {row['size']} bytes{kind}", body[:_SHOWN_BODY]]
     if len(body) > _SHOWN_BODY:
         lines.append("… and more; --output json has all of it")
     return "\n".join(lines)
 
 
 def _indented(text: str, by: int) -> str:
-    return _plain(text).replace("\n", "\n" + " " * by)
-
-
-def _plain(text: str) -> str:
-    """Return `text` with everything escaped that is no printable character: a message shall not steer a terminal."""
-    return "".join(
-        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode() for each in text
-    )
+    return text.replace("\n", "\n" + " " * by)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from choreo.cli import options
+from choreo.cli import options, output
 
 if TYPE_CHECKING:
     from choreo.choreography import Choreography
@@ -46,16 +45,17 @@ def graph(
     from choreo import picture
     from choreo.observe import logs
 
+    output.keep_data_apart()
     settings = options.settings()
-    logs.configure(settings.log_level, settings.log_format)  # agents that log while imported keep off the data
+    logs.configure(settings.log_level, settings.log_format)
     choreography = declared(names or (), settings)
     match form:
         case Format.TEXT:
-            typer.echo(picture.as_text(choreography, settings.namespace), nl=False)
+            output.write(picture.as_text(choreography, settings.namespace), nl=False)
         case Format.MERMAID:
-            typer.echo(picture.as_mermaid(choreography), nl=False)
+            output.write(picture.as_mermaid(choreography), nl=False)
         case Format.JSON:
-            typer.echo(json.dumps(picture.as_json(choreography, settings.namespace), ensure_ascii=False))
+            output.write_json(picture.as_json(choreography, settings.namespace))
 
 
 def declared(names: Sequence[str], settings: Settings) -> Choreography:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ import typer
 from choreo.cli import options
 from choreo.cli import output as out
 from choreo.cli.options import Output, OutputOption, Url
+from choreo.printable import visible
 
 if TYPE_CHECKING:
     from choreo.agent import Agent
@@ -77,8 +77,9 @@ def inspect(
     from choreo.observe import logs
     from choreo.topology import Names
 
+    out.keep_data_apart()
     settings = options.settings(url=url)
-    logs.configure(settings.log_level, settings.log_format)  # agents that log while imported keep off the data
+    logs.configure(settings.log_level, settings.log_format)
     out.note_broker(settings)
     pause = _seconds(interval)
     management = _management(settings)
@@ -224,16 +225,17 @@ async def _watch(settings: Settings, look: Look, pause: float, show: Callable[[P
 @contextmanager
 def _screen(output: Output) -> Iterator[Callable[[Page], None]]:
     """Return how to show one page after the other: in place on a terminal, else as blocks or lines with their time."""
-    if output is Output.TEXT and sys.stdout.isatty():
+    if output is Output.TEXT and out.stdout().isatty():
+        from rich.console import Console
         from rich.live import Live
         from rich.text import Text
 
-        with Live(auto_refresh=False, vertical_overflow="crop") as live:
+        with Live(console=Console(file=out.stdout()), auto_refresh=False, vertical_overflow="crop") as live:
 
             def refresh(page: Page) -> None:
                 shown = _plain(page, shutil.get_terminal_size().columns)
                 lines = [f"{_now()}  {'; '.join(page.notes)}", "", shown]
-                live.update(Text("\n".join(lines), no_wrap=True, overflow="ellipsis"), refresh=True)
+                live.update(Text(visible("\n".join(lines)), no_wrap=True, overflow="ellipsis"), refresh=True)
 
             yield refresh
         return
@@ -245,7 +247,7 @@ def _screen(output: Output) -> Iterator[Callable[[Page], None]]:
             out.note(f"choreo: {note}")
         said = page.notes
         if output is Output.TEXT:
-            typer.echo(f"{_now()}\n{_plain(page)}\n")
+            out.write(f"{_now()}\n{_plain(page)}\n")
         elif not page.failed:
             time = {"time": datetime.now().astimezone().isoformat()}
             data = None if page.data is None else time | page.data

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from choreo.errors import UsageError
+from choreo.printable import visible
 
 if TYPE_CHECKING:
     from choreo.settings import Settings
@@ -31,7 +32,7 @@ def settings(**options: Any) -> Settings:
 
     found = from_command_line(**options)
     for doubt in found.doubts:
-        typer.echo(f"choreo: {doubt}", err=True)
+        typer.echo(visible(f"choreo: {doubt}"), err=True)
     return found
 
 

@@ -1,18 +1,25 @@
-"""Data on stdout as a table, JSON or JSON lines; words for people on stderr."""
+"""Data on stdout as a table, JSON or JSON lines; words for people on stderr.
+
+Nothing but a command's own data gets to stdout, and nothing of either that is not printable to a terminal.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 import typer
 
 from choreo.cli.options import Output
+from choreo.errors import ChoreoError
+from choreo.printable import visible, visible_json
 
 if TYPE_CHECKING:
     from choreo.settings import Settings
@@ -24,16 +31,77 @@ _INDENT: Final = 4  # of what stands below its row
 _NARROWEST: Final = 20  # characters; a terminal that leaves less wraps by itself
 _NUMBER: Final = (int, float, type(None))
 _LONG: Final = 200  # things to do; for fewer a bar would only flicker
+_STDOUT: Final = 1
+
+_data: IO[str] | None = None  # what was stdout, once it is kept apart
+
+
+def keep_data_apart() -> None:
+    """From now on only `write` gets to stdout. What else is printed, by a user's module or a child of it, is on stderr.
+
+    Without a stdout of the process's own, as in a test, everything stays as it is.
+    """
+    global _data  # noqa: PLW0603 - a process has one stdout
+    if _data is not None or sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+        if sys.stdout.fileno() != _STDOUT:
+            return
+        kept = os.dup(_STDOUT)
+    except (OSError, ValueError):
+        return
+    try:
+        os.dup2(2, _STDOUT)
+    except OSError:  # there is no stderr either
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, _STDOUT)
+    raw = io.BufferedWriter(io.FileIO(kept, "w"))
+    _data = io.TextIOWrapper(raw, sys.stdout.encoding, "backslashreplace", line_buffering=True)
+
+
+def stdout() -> IO[str]:
+    """Return what data is written to."""
+    return _data or sys.stdout
+
+
+def write(text: str, *, nl: bool = True) -> None:
+    """Write data as text. Raises ChoreoError when it cannot be written, BrokenPipeError when nobody reads any more."""
+    _write(visible(text), nl=nl)
+
+
+def write_json(value: Any, *, before: str = "", nl: bool = True) -> None:
+    """Write data as JSON on one line, behind `before`. Raises as `write` does."""
+    _write(before + visible_json(json.dumps(value, default=str, ensure_ascii=False)), nl=nl)
+
+
+def _write(text: str, *, nl: bool = True) -> None:
+    try:
+        typer.echo(text, file=stdout(), nl=nl)
+    except BrokenPipeError:
+        silence()
+        raise
+    except OSError as error:
+        silence()
+        raise ChoreoError(f"stdout cannot be written: {error.strerror}", "make room, or write it elsewhere") from None
+
+
+def silence() -> None:
+    """Let what is still to be written to stdout go nowhere: Python would try once more when it ends, and complain."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stdout().fileno())
+        os.close(nowhere)
 
 
 def rows(data: Iterable[Mapping[str, Any]], output: Output, columns: Sequence[str], empty: str = "nothing") -> None:
     """Write rows of one kind: `columns` of them as a table, all as JSON. `empty` is said when there are none."""
     found = list(data)
     if output is Output.JSON:
-        typer.echo(json.dumps(found, default=str, ensure_ascii=False))
+        write_json(found)
     elif output is Output.JSONL:
         for row in found:
-            typer.echo(json.dumps(row, default=str, ensure_ascii=False))
+            write_json(row)
     elif found:
         table(found, columns)
     else:
@@ -42,16 +110,19 @@ def rows(data: Iterable[Mapping[str, Any]], output: Output, columns: Sequence[st
 
 def document(data: Mapping[str, Any], output: Output, text: str) -> None:
     """Write one thing: `text` for people, `data` as JSON (one line of it for jsonl)."""
-    typer.echo(text if output is Output.TEXT else json.dumps(data, default=str, ensure_ascii=False))
+    if output is Output.TEXT:
+        write(text)
+    else:
+        write_json(data)
 
 
 def table(found: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Write a table: as wide as the terminal with a bold head, elsewhere columns that cut and awk understand."""
-    if not sys.stdout.isatty():
-        typer.echo("\n".join(lines(found, columns)))
+    if not stdout().isatty():
+        write("\n".join(lines(found, columns)))
         return
     head, *rest = lines(found, columns, width=shutil.get_terminal_size().columns)
-    typer.echo("\n".join([typer.style(head, bold=True), *rest]))
+    _write("\n".join([typer.style(head, bold=True), *rest]))
 
 
 def lines(found: Sequence[Mapping[str, Any]], columns: Sequence[str], width: int | None = None) -> list[str]:
@@ -91,8 +162,9 @@ def _paragraph(name: str, text: str, width: int) -> list[str]:
 
 
 def note(text: str) -> None:
-    """Say something to the person at the terminal, on stderr."""
-    typer.echo(text, err=True)
+    """Say something to the person at the terminal, on stderr; where that is gone, nobody hears it."""
+    with suppress(OSError):
+        typer.echo(visible(text), err=True)
 
 
 def note_broker(settings: Settings) -> None:
@@ -117,14 +189,22 @@ def progress(what: str, total: int | None, interval: float = 0.0) -> Iterator[Ca
         yield lambda: None
         return
     from rich.console import Console
+    from rich.file_proxy import FileProxy
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     # Where data goes to a terminal as well, both have to go through the same console to stay off each other's lines.
-    same = sys.stdout.isatty()
+    global _data  # noqa: PLW0603
+    before, same = _data, stdout().isatty()
+    console = Console(file=stdout() if same else sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=not same), redirect_stdout=same, transient=True) as shown:
+    with Progress(*columns, console=console, redirect_stdout=same, transient=True) as shown:
         task = shown.add_task(what, total=total)
-        yield lambda: shown.advance(task)
+        if same:
+            _data = FileProxy(console, stdout())  # type: ignore[assignment]  # as much of a file as is written to
+        try:
+            yield lambda: shown.advance(task)
+        finally:
+            _data = before
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -136,7 +216,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if not sys.stdin.isatty():
         raise UsageError(f"{question} Nobody can be asked here", "say --yes to go ahead")
     try:
-        if typer.confirm(question, err=True):
+        if typer.confirm(visible(question), err=True):
             return
     except typer.Abort:
         raise KeyboardInterrupt from None
@@ -162,6 +242,5 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.1f}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return visible(text, keep="")  # a line break would make two rows of one

@@ -13,7 +13,9 @@ import typer
 
 from choreo.cli import options
 from choreo.cli.options import Output, OutputOption, Url
-from choreo.cli.output import note, note_broker, progress, wait_for
+from choreo.cli.output import keep_data_apart, note, note_broker, progress, wait_for, write_json
+from choreo.cli.output import write as write_text
+from choreo.errors import ChoreoError
 
 if TYPE_CHECKING:
     from choreo.message import Message
@@ -71,6 +73,7 @@ def publish(
     from choreo.operate.payload import identifier
     from choreo.operate.sending import Pace
 
+    keep_data_apart()
     settings = options.settings(url=url)
     logs.configure(settings.log_level, settings.log_format)
     pace = Pace.parse(rate, delay)
@@ -95,7 +98,10 @@ def publish(
         with _writer(output, _receipt, _receipt_text) as write, progress("publishing", total, pace.interval) as advance:
 
             def confirmed(message: Message) -> None:
-                write(message)
+                try:
+                    write(message)
+                except BrokenPipeError:
+                    raise ChoreoError("nobody reads stdout any more", "let the reader take all of it") from None
                 advance()
 
             tally, interrupted = wait_for(_send(settings, form.topic, pace, messages, total, confirmed))
@@ -172,21 +178,26 @@ def _writer(
     output: Output, as_data: Callable[[Message], dict[str, Any]], as_text: Callable[[Message], str]
 ) -> Iterator[Write]:
     """Write messages as they come: a million of them need no memory, whatever the output."""
-    written = 0
+    written, failed = 0, False
 
     def write(message: Message) -> None:
-        nonlocal written
-        text = as_text(message) if output is Output.TEXT else json.dumps(as_data(message), ensure_ascii=False)
-        if output is Output.JSON:
-            text = f", {text}" if written else f"[{text}"
-        typer.echo(text, nl=output is not Output.JSON)
+        nonlocal written, failed
+        try:
+            if output is Output.TEXT:
+                write_text(as_text(message))
+            else:
+                before = (", " if written else "[") if output is Output.JSON else ""
+                write_json(as_data(message), before=before, nl=output is not Output.JSON)
+        except (ChoreoError, BrokenPipeError):
+            failed = True
+            raise
         written += 1
 
     try:
         yield write
     finally:
-        if written and output is Output.JSON:
-            typer.echo("]")
+        if written and output is Output.JSON and not failed:
+            write_text("]")
 
 
 def _receipt(message: Message) -> dict[str, Any]:

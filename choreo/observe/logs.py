@@ -27,6 +27,7 @@ from structlog.typing import EventDict, Processor
 
 from choreo.errors import ConfigurationError
 from choreo.observe.compact import Compact
+from choreo.printable import visible
 
 Format = Literal["auto", "pretty", "json", "compact"]
 
@@ -60,10 +61,6 @@ _OF_DELIVERIES = "of_deliveries"
 _WORD = re.compile(r"\S+")
 _BLANK = re.compile(r"\s")
 _NEXT_URL = re.compile(r"(?<=,)(?=[a-z]{1,10}://)")
-
-# Escape sequences in a message id or an exception text must not reach the terminal. Tab and newline are kept:
-# the renderer quotes a value that has one, and a traceback is made of them.
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"}
 
 
 def configure(level: str = "info", format: Format = "auto") -> None:  # noqa: A002 - named as its setting is
@@ -278,7 +275,8 @@ def _text(value: str) -> str:
 def _visible(_logger: object, _method: str, line: EventDict) -> EventDict:
     for key, value in line.items():
         if isinstance(value, str):
-            line[key] = value.translate(_CONTROLS)
+            # Tab and newline are kept: the renderer quotes a value that has one, and a traceback is made of them.
+            line[key] = visible(value)
     line["event"] = str(line["event"]).replace("\n", "\\n")
     return line
 

@@ -58,12 +58,16 @@ def _later(delay: str) -> float:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of `total` events. `failure` is the first one, of the event that came from line `line`."""
+    """What became of `total` events. `failure` is the first one, of the event that came from line `line`.
+
+    `unsaid`: it is that whoever was to hear of an event that was confirmed could not be told.
+    """
 
     total: int
     confirmed: int = 0
     refused: int = 0
     unknown: int = 0
+    unsaid: bool = False
     failure: ChoreoError | None = None
     line: int | None = None
 
@@ -86,9 +90,11 @@ class Tally:
         """Raise the first failure, or PartlyDone when some events were confirmed in spite of it."""
         if self.failure is None:
             return
-        if self.total == 1:
+        if self.total == 1 and not self.confirmed:
             raise self.failure
         first = f"line {self.line}: {self.failure.message}" if self.line else self.failure.message
+        if self.unsaid and self.total > 1:  # they are sent in order, and nothing was refused before it ended
+            first = f"{first}; the first {self.confirmed} are confirmed, whatever stdout shows of them"
         kind = PartlyDone if self.confirmed else type(self.failure)
         raise kind(f"{self}; the first failure: {first}", self.failure.way_out)
 
@@ -170,4 +176,14 @@ class Sending:
                 self.stop()
             else:
                 tally.confirmed += 1
-                self._on_confirmed(message)
+                self._say(tally, message, line)
+
+    def _say(self, tally: Tally, message: Message, line: int | None) -> None:
+        """Tell of a confirmed event. Who cannot be told gets no more of them, and what is on the way is counted."""
+        try:
+            self._on_confirmed(message)
+        except ChoreoError as error:
+            tally.unsaid = tally.failure is None
+            self._on_confirmed = lambda _: None
+            tally.failed(error, line)
+            self.stop()

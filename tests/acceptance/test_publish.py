@@ -195,6 +195,67 @@ def test_json_output(publish: Run, listener: Listener):
     assert [each.message.message_id for each in listener.heard()] == [*(each["id"] for each in array), "e-1"]
 
 
+PRINTING = """
+import os, subprocess, sys
+from pydantic import field_validator
+print("print")
+sys.stdout.write("write\\n")
+os.write(1, b"descriptor\\n")
+subprocess.run(["echo", "child"])
+"""
+
+
+def test_what_a_module_prints_stays_off_the_data(choreo: Run, shop: Path, env: dict[str, str], listener: Listener):
+    """While it is imported, and later from a validator: all of it is on stderr, and stdout is what was asked for."""
+    check = "    @field_validator('note')\n    def said(cls, note): print('validator'); return note\n"
+    events = EVENTS.replace('    note: str = ""\n', f'    note: str = ""\n{check}')
+    (shop / "agents" / "events.py").write_text(PRINTING + events)
+    done = choreo("publish", "order.placed", '{"order": "1", "total": 1, "note": "x"}', "-o", "json", env=env)
+    assert done.returncode == 0, done.stderr
+    assert [each["topic"] for each in json.loads(done.stdout)] == ["order.placed"]
+    for word in ("print", "write", "descriptor", "child", "validator"):
+        assert f"{word}\n" in done.stderr
+    for command in ("check", "graph"):
+        done = choreo(command, *(("-o", "json") if command == "check" else ("-f", "json")), env=env)
+        assert json.loads(done.stdout)
+        assert "child\n" in done.stderr
+
+
+@pytest.mark.parametrize("way", ["closed pipe", "full disk"])
+def test_receipts_that_cannot_be_written_end_it_with_an_account(
+    way: str, shop: Path, env: dict[str, str], listener: Listener
+):
+    """3, how many are confirmed and which were not sent: what was sent must not be sent again."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    if way == "full disk":
+        os.close(writer)
+        writer = os.open("/dev/full", os.O_WRONLY)
+    (shop / "orders").write_text(f"{ORDER}\n" * 5000)
+    done = subprocess.run(
+        [sys.executable, "-m", "choreo", "publish", "order.placed", "@orders", "--lines"],
+        cwd=shop,
+        env=environment(env),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert done.returncode == 3, done.stderr
+    found = re.search(
+        r"choreo: (\d+) of 5000 events confirmed, (\d+) not sent; the first failure: line 1: (.*); the first (\d+) are",
+        done.stderr,
+    )
+    assert found, done.stderr
+    assert len(done.stderr.splitlines()) == 2
+    sent = int(found[1])
+    assert (sent + int(found[2]), found[4]) == (5000, found[1])
+    assert ("No space left" if way == "full disk" else "nobody reads stdout any more") in found[3]
+    assert len(listener.heard()) == sent
+
+
 def test_fields_are_set(publish: Run, listener: Listener):
     """Dots lead inwards, JSON is read as JSON, and a number where the event wants a text is one."""
     result = publish(

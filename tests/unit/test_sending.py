@@ -123,6 +123,46 @@ async def test_first_failure_ends_it():
     assert caught.value.way_out == "make room"
 
 
+async def test_who_cannot_be_told_ends_it_with_an_account():
+    """Nobody reads the receipts, or their disk is full: nothing more is sent, and what is on the way is counted."""
+    scene = Scene(100_000)
+
+    def cannot(message: Message) -> None:
+        scene.on_confirmed(message)
+        if int(message.body) == 1:
+            raise ChoreoError("stdout cannot be written")
+
+    scene.sending._on_confirmed = cannot
+    await scene.outbox.expect(1)
+    for number in range(WINDOW + 1):
+        scene.outbox.answer(number)
+        await scene.outbox.expect(WINDOW + 1 if number == 0 else 1)
+    tally = await scene.end()
+    sent = scene.outbox.sent
+    assert scene.confirmed == [0, 1]
+    assert (tally.confirmed, tally.refused, tally.unknown) == (sent, 0, 0)
+    with pytest.raises(PartlyDone) as caught:
+        tally.check()
+    assert caught.value.message == (
+        f"{sent} of 100000 events confirmed, {100_000 - sent} not sent; the first failure: line 2: stdout cannot be"
+        f" written; the first {sent} are confirmed, whatever stdout shows of them"
+    )
+
+
+async def test_one_that_is_confirmed_and_not_told_is_partly_done():
+    """It must not look like an event that was not sent."""
+    scene = Scene(1)
+
+    def cannot(message: Message) -> None:
+        raise ChoreoError("stdout cannot be written")
+
+    scene.sending._on_confirmed = cannot
+    await scene.outbox.expect(1)
+    scene.outbox.answer(0)
+    with pytest.raises(PartlyDone, match=r"1 of 1 events confirmed; the first failure: .*stdout"):
+        (await scene.end()).check()
+
+
 async def test_nothing_confirmed_is_the_error_itself():
     for error in (PublishRefused("full"), PublishUnknown("lost"), BrokerUnreachable("gone")):
         for total, text in ((1, error.message), (9, f"line 1: {error.message}")):
