@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 
 _private: dict[int, tuple[int, int]] = {}  # what each descriptor was when it was named: device and inode
-_forked = False
+forked = False  # this process is such a child: a copy of one that had something to keep private
 
 
 def keep_private(descriptor: int) -> None:
@@ -31,16 +31,11 @@ def keep_transport_private(transport: asyncio.BaseTransport) -> None:
         keep_private(socket.fileno())
 
 
-def is_forked() -> bool:
-    """Say whether this process is such a child: a copy of one that had something to keep private."""
-    return _forked
-
-
 def _in_child() -> None:
-    global _forked  # noqa: PLW0603 - a process is forked as a whole
+    global forked  # noqa: PLW0603 - a process is forked as a whole
     if not _private:
         return
-    _forked = True
+    forked = True
     nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for descriptor, was in _private.items():
         with suppress(OSError):

@@ -17,6 +17,7 @@ from choreo.cli.options import LogLevel, Url
 if TYPE_CHECKING:
     from choreo.agent import Agent
     from choreo.operate.development import Kind, Place
+    from choreo.runtime.starting import Start
     from choreo.settings import Settings
 
 _SHOWN: Final = 3  # events that the start shows how to publish
@@ -65,8 +66,10 @@ def dev(
     names another one.
     """
     from choreo.observe import logs
+    from choreo.runtime.starting import Start
     from choreo.settings import load
 
+    start = Start("starting a broker")
     began = time.monotonic()
     settings = options.settings(url=url, log_level=log_level)
     log_format = "compact" if settings.log_format == "auto" else settings.log_format
@@ -85,7 +88,7 @@ def dev(
         def ready() -> None:
             output.note(f"ready    in {time.monotonic() - began:.1f} s; Ctrl-C ends it")
 
-        serving = _serving(agents, names or [], settings, ready)
+        serving = _serving(agents, names or [], settings, start, ready)
         code = output.wait_for(serving if place is None else _beside(place, serving))
     run.end(code)
 
@@ -147,7 +150,7 @@ def _agents(names: list[str], settings: Settings, *, reload: bool) -> list[Agent
 
 
 def _serving(
-    agents: list[Agent] | None, names: list[str], settings: Settings, ready: Callable[[], None]
+    agents: list[Agent] | None, names: list[str], settings: Settings, start: Start, ready: Callable[[], None]
 ) -> Coroutine[Any, Any, int]:
     """Say who runs and how to put an event in; return what runs them."""
     from choreo import loader
@@ -161,14 +164,14 @@ def _serving(
     if agents is None:
         shown = ", ".join(names or loader.known(folder)) or f"none yet in {folder}"
         output.note(f"agents   {shown}; in a process of their own, which starts anew when a file changes")
-        return run.supervise([names or ["--all"]], settings, reload=True, on_ready=ready)
+        return run.supervise([names or ["--all"]], settings, start, reload=True, on_ready=ready)
     output.note(f"agents   {', '.join(agent.name for agent in agents)}; in this process")
     if not names and (others := loader.without_agent(folder)):
         output.note(f"         no agent is declared in {', '.join(others)}")
     for topic, example in ways_in(agents)[:_SHOWN]:
         output.note(f"publish  choreo publish {topic} {shlex.quote(example) if example else '@event.json'}")
     output.note(f"look     choreo inspect; choreo dlq list {agents[0].name}")
-    return serve(agents, settings, ready)
+    return serve(agents, settings, start, ready)
 
 
 async def _beside(place: Place, serving: Coroutine[Any, Any, int]) -> int:

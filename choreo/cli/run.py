@@ -17,6 +17,7 @@ from choreo.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
     from choreo.agent import Agent
+    from choreo.runtime.starting import Start
     from choreo.settings import Settings
 
 
@@ -80,7 +81,9 @@ def run(  # noqa: PLR0917 - typer makes an option of each
     """
     from choreo import loader
     from choreo.observe import logs
+    from choreo.runtime.starting import Start
 
+    start = Start("reading its settings")
     settings = options.settings(
         url=url,
         concurrency=concurrency,
@@ -97,16 +100,17 @@ def run(  # noqa: PLR0917 - typer makes an option of each
         require_watchfiles()
         for name in names or []:
             loader.require(name, settings.agents_folder)
+    start.step(f"importing {', '.join(names or ['all agents'])}")
     # With --reload a file that cannot be imported is for its process to say: the next change may mend it.
     agents = find(names or [], settings, everyone=everyone) if not reload or (apart and everyone) else []
     if processes > 1 or reload or apart:
         named = names or ([agent.name for agent in agents] if apart else ["--all"])
         groups = [[each] for each in named] if apart else [named]
-        code = output.wait_for(supervise(groups, settings, processes, reload=reload))
+        code = output.wait_for(supervise(groups, settings, start, processes, reload=reload))
     else:
         from choreo.runtime.service import serve
 
-        code = output.wait_for(serve(agents, settings))
+        code = output.wait_for(serve(agents, settings, start))
     end(code)
 
 
@@ -137,6 +141,7 @@ def require_watchfiles() -> None:
 async def supervise(
     groups: Sequence[Sequence[str]],
     settings: Settings,
+    start: Start,
     processes: int = 1,
     *,
     reload: bool,
@@ -155,7 +160,7 @@ async def supervise(
         os.environ[f"CHOREO_{name.upper()}"] = str(getattr(value, "get_secret_value", lambda v=value: v)())
     commands = [command(arguments) for arguments in groups for _ in range(processes)]
     watched = (settings.agents_folder,) if reload else ()
-    return await Supervisor(commands, settings, watched, on_ready).run()
+    return await Supervisor(commands, settings, start, watched, on_ready).run()
 
 
 def end(code: int) -> None:

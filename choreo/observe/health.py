@@ -27,18 +27,20 @@ _CONNECTIONS = 64  # a client that opens more must not take the file descriptors
 # RFC 9112, section 3. An absolute-form target is for proxies, which this is not.
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (/[!-~]*) HTTP/1\.[01]\r\n")
 
+State = Callable[[], tuple[bool, str]]
+
 _log = structlog.get_logger("choreo.observe.health")
 
 
 class Health:
-    """A small HTTP server. `live` and `ready` are asked at each request; `ready` says why in words.
+    """A small HTTP server. `live` and `ready` are asked at each request; both say why in words.
 
-    `/live` answers 200 when `live()` is true, `/ready` when the first of `ready()` is; 503 otherwise. The
-    body is JSON, {"status": "waiting for the broker"}: for `/ready` it is the second of `ready()`. Any other
-    path is a 404, any other method a 405.
+    `/live` answers 200 when the first of `live()` is true, `/ready` when that of `ready()` is; 503 otherwise. The
+    body is JSON, {"status": "waiting for the broker"}, with the second of them. Any other path is a 404, any other
+    method a 405.
     """
 
-    def __init__(self, live: Callable[[], bool], ready: Callable[[], tuple[bool, str]], host: str, port: int) -> None:
+    def __init__(self, live: State, ready: State, host: str, port: int) -> None:
         self._live = live
         self._ready = ready
         self._host = host
@@ -119,9 +121,7 @@ class Health:
 
     def _state(self, path: str) -> tuple[bool, str]:
         try:
-            if path == "/ready":
-                return self._ready()
-            return (True, "alive") if self._live() else (False, "stuck")
+            return self._ready() if path == "/ready" else self._live()
         except Exception:  # noqa: BLE001 - the probe gets an answer whatever the check does
             _log.exception("health check failed", path=path)
             return False, "the check itself failed; the log says why"

@@ -1,4 +1,4 @@
-"""Tells systemd how this process is doing: READY, STOPPING, STATUS, WATCHDOG, as sd_notify(3) describes."""
+"""Tells systemd how this process is doing, as sd_notify(3) describes: READY, STATUS, WATCHDOG and others."""
 
 from __future__ import annotations
 
@@ -49,6 +49,15 @@ class Notifier:
         """Show `text` in `systemctl status`."""
         # A line of its own would be another assignment, such as MAINPID=.
         self._send("STATUS=" + " ".join(censored(text).split())[:_STATUS_LIMIT])
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether somebody gives up on a start that takes too long, unless told otherwise."""
+        return self._address is not None
+
+    def extend(self, seconds: float) -> None:
+        """Start-up goes on: do not give up on it for so long from now."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
     def watchdog(self) -> None:
         """Still alive; systemd kills the process when this does not come in time."""

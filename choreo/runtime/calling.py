@@ -92,12 +92,11 @@ def reaction_on(frame: FrameType | None) -> Reaction | None:
     return None
 
 
-def end_if_forked(reaction: Reaction) -> None:
-    """End this process if it is a child that `reaction` has forked: it must not go on as a second worker."""
-    if forks.is_forked():
-        what = "a child that it forked came back from it, and ends here"
-        _logger.error("forked child", agent=reaction.agent, reaction=reaction.name, error=what)
-        os._exit(CHILD_CAME_BACK)
+def end_child(reaction: Reaction) -> None:
+    """End this process, a child that `reaction` has forked: it must not go on as a second worker."""
+    what = "a child that it forked came back from it, and ends here"
+    _logger.error("forked child", agent=reaction.agent, reaction=reaction.name, error=what)
+    os._exit(CHILD_CAME_BACK)
 
 
 def in_threads(since: float, until: float) -> list[Reaction]:
@@ -174,4 +173,5 @@ def _in_thread(reaction: Reaction, function: Callable[..., Any], arguments: tupl
         raise RuntimeError(f"{function.__name__} raised {type(error).__name__}") from error
     finally:
         run.ended = time.monotonic()
-        end_if_forked(reaction)
+        if forks.forked:
+            end_child(reaction)

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import structlog
 
-from choreo import clock, dead_letter
+from choreo import clock, dead_letter, forks
 from choreo.agent import Agent
 from choreo.envelope import Envelope, open_envelope
 from choreo.errors import ChoreoError, EnvelopeError, NotEmitted, PublishFailed
@@ -28,7 +28,7 @@ from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
 from choreo.observe import logs
 from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Context, Reaction
-from choreo.runtime.calling import about_a_reaction, begin, call, end_if_forked
+from choreo.runtime.calling import about_a_reaction, begin, call, end_child
 from choreo.runtime.emission import require_stored, sealed
 from choreo.runtime.rounds import Rounds
 from choreo.topology import Names, return_key, topic_of
@@ -116,12 +116,13 @@ class Courier:
             executor = self.executor if reaction.in_thread else None
             given = begin(reaction, reaction.function, arguments, executor)
             events = given if isinstance(given, list) else await self._waited(case, given)
-            end_if_forked(reaction)
+            if forks.forked:
+                end_child(reaction)
             if events:
                 await self._emit(case, opened, reaction, events)
         except BaseException as error:  # also what ends a process elsewhere: here it ends one try
-            if case.reaction is not None:
-                end_if_forked(case.reaction)
+            if forks.forked and case.reaction is not None:
+                end_child(case.reaction)
             if self._is_ours(error):
                 raise
             return error

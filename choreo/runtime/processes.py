@@ -1,6 +1,7 @@
 """Several processes of the same agents under one supervisor: one ready state, signals passed on, restarts with backoff.
 
-Each process is `choreo run` itself and reports by systemd's notify protocol, here to the supervisor's own sockets.
+Each process is `choreo run` itself and gives a sign of life every second, by which it also says how long its event loop
+may stand still. One that hangs beyond that is ended and started again alone, with its stacks in the log.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from choreo.errors import BrokerUnreachable, ConfigurationError, UsageError
-from choreo.observe.systemd import Notifier
-from choreo.runtime.service import SUPERVISED, Stop, endpoint, signals, watchdog
+from choreo.observe import supervisor
+from choreo.runtime.service import Stop, endpoint, signals, watchdog
+from choreo.runtime.starting import Start
 from choreo.runtime.worker import SUBSCRIBING
 from choreo.settings import Settings
 
@@ -30,6 +32,11 @@ _HOPELESS: Final = frozenset((UsageError.exit_code, ConfigurationError.exit_code
 _FIRST_PAUSE: Final = 0.2  # seconds before a restart; doubled each time, forgotten after a minute of good running
 _LONGEST_PAUSE: Final = 30.0
 _GOOD_RUN: Final = 60.0
+_LOOK: Final = 0.5  # seconds between two looks at whether all are alive
+_SILENT: Final = 5.0  # seconds without a sign of life, after which a process is said not to be alive
+_MARGIN: Final = 5.0  # seconds on top of a process's own deadline, for it to end by itself
+_LAST_WORDS: Final = 3.0  # seconds for its stacks before a process that hangs is killed
+_STACKS: Final = 65_536  # bytes, as much as a pipe holds
 _GRACE: Final = 5.0  # seconds on top of the drain time before a process that does not end is killed
 
 _logger = structlog.get_logger()
@@ -38,56 +45,99 @@ _logger = structlog.get_logger()
 class _Process:
     """One process, and the next one in its place."""
 
-    def __init__(self, number: int, command: Sequence[str], folder: Path) -> None:
+    def __init__(self, number: int, command: Sequence[str]) -> None:
         self.number = number
         self.ready = False
         self.status = "starting"
         self.was_ready = False
         self.had_begun = False  # to take messages: what ends it from then on may be one of them
-        self.last_sign = time.monotonic()
+        self.stacks = ""  # where it stood when it ended, if it died of a fault or an abort
         self._command = command
-        self._address = str(folder / f"{number}.sock")
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._socket.bind(self._address)
+        self._last_sign: float | None = None  # none before its event loop turns
+        self._deadline = 0.0
+        self._ending = False
         self._child: asyncio.subprocess.Process | None = None
+
+    @property
+    def silent(self) -> float:
+        """For how many seconds a process that runs has given no sign of life."""
+        return time.monotonic() - self._last_sign if self._last_sign is not None else 0.0
 
     async def run(self, stopping: asyncio.Event) -> int:
         """Run once to the end; return the exit code, negative for a signal."""
         loop = asyncio.get_running_loop()
-        self.ready = self.was_ready = self.had_begun = False
-        self.status, self.last_sign = "starting", time.monotonic()
-        environment = {**os.environ, "NOTIFY_SOCKET": self._address, SUPERVISED: "1"}
-        environment.pop("WATCHDOG_PID", None)
-        # A session of its own: Ctrl-C in a terminal reaches the supervisor alone, which passes on one signal, not two.
-        self._child = await asyncio.create_subprocess_exec(
-            *self._command, stdin=asyncio.subprocess.PIPE, env=environment, start_new_session=True
-        )
+        self.ready = self.was_ready = self.had_begun = self._ending = False
+        self.status, self.stacks = "starting", ""
+        signs, its_signs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        stacks, its_stacks = os.pipe()
+        os.set_blocking(its_stacks, False)  # what does not fit is cut off, and nobody waits for it
+        signs.settimeout(0)
+        environment = {**os.environ, supervisor.VARIABLE: f"{its_signs.fileno()},{its_stacks}"}
+        for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"):  # are the supervisor's own
+            environment.pop(name, None)
+        try:
+            # A session of its own: Ctrl-C in a terminal reaches the supervisor alone, which passes on one signal.
+            self._child = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                env=environment,
+                start_new_session=True,
+                pass_fds=(its_signs.fileno(), its_stacks),
+            )
+        except BaseException:
+            os.close(stacks)
+            signs.close()
+            raise
+        finally:
+            its_signs.close()
+            os.close(its_stacks)
         if stopping.is_set():  # said while the process was made, when there was nobody to pass it on to
             self.signal(signal.SIGTERM)
-        loop.add_reader(self._socket, self._notified)
+        loop.add_reader(signs, self._notified, signs)
         try:
             return await self._child.wait()
         finally:
-            loop.remove_reader(self._socket)
-            self.ready, self.status = False, "stopped"
+            loop.remove_reader(signs)
+            signs.close()
+            os.set_blocking(stacks, False)
+            with open(stacks, "rb", buffering=0) as pipe:  # noqa: PTH123, ASYNC230 - a descriptor; it does not block
+                self.stacks = (pipe.read(_STACKS) or b"").decode(errors="replace").strip()
+            self.ready, self.status, self._last_sign = False, "stopped", None
 
     def signal(self, number: int) -> None:
         """Pass a signal on."""
         if self._child is not None and self._child.returncode is None:
             self._child.send_signal(number)
 
-    def close(self) -> None:
-        """Give the socket back."""
-        self._socket.close()
+    async def end_if_hung(self, patience: float) -> None:
+        """End the process when it has hung beyond its own deadline and some seconds, or beyond `patience`."""
+        if self._ending or self.silent <= min(self._deadline + _MARGIN, patience):
+            return
+        self._ending = True
+        _logger.error(
+            "process hangs",
+            process=self.number,
+            seconds=round(self.silent, 1),
+            status=self.status,
+            next="it is ended and started again, its stacks follow",
+        )
+        self.signal(signal.SIGABRT)
+        self.signal(signal.SIGCONT)  # one that was stopped hears of it only then
+        await asyncio.sleep(_LAST_WORDS)
+        if self._ending:
+            self.signal(signal.SIGKILL)
 
-    def _notified(self) -> None:
-        self.last_sign = time.monotonic()
-        for line in self._socket.recv(4096).decode(errors="replace").splitlines():
+    def _notified(self, signs: socket.socket) -> None:
+        for line in signs.recv(4096).decode(errors="replace").splitlines():
             name, _, value = line.partition("=")
             if name == "READY":
                 self.ready = self.was_ready = True
             elif name == "STOPPING":
                 self.ready = False
+            elif name == "WATCHDOG":
+                self._last_sign = time.monotonic()
+            elif name == supervisor.DEADLINE:
+                self._deadline = float(value)
             elif name == "STATUS":
                 self.status = value
                 self.had_begun = self.had_begun or value.startswith(SUBSCRIBING)
@@ -104,6 +154,7 @@ class Supervisor:
         self,
         commands: Sequence[Sequence[str]],
         settings: Settings,
+        start: Start,
         watched: Sequence[Path] = (),
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
@@ -116,39 +167,37 @@ class Supervisor:
         self._hopeless: int | None = None
         self._reloading = False
         self._changed = asyncio.Event()
-        self._notifier = Notifier.from_environment()
+        self._start = start
+        self._notifier = start.notifier
 
     async def run(self) -> int:
         """Return the exit code: 0 when all processes drained, else the first one that says why not."""
         stop = Stop(self._drain, lambda: self._signal(signal.SIGKILL))
-        with tempfile.TemporaryDirectory(prefix="choreo-") as folder:
-            self._processes = [
-                _Process(number, command, Path(folder)) for number, command in enumerate(self._commands, start=1)
-            ]
-            async with (
-                signals(stop),
-                endpoint(self._settings.health_host, self._settings.health_port, lambda: (self.ready, self.status)),
-                watchdog(self._notifier, self._all_alive),
-                self._background(),
-            ):
-                codes = await asyncio.gather(*(self._keep(process) for process in self._processes))
-            for process in self._processes:
-                process.close()
+        self._processes = [_Process(number, command) for number, command in enumerate(self._commands, start=1)]
+        host, port = self._settings.health_host, self._settings.health_port
+        async with (
+            signals(stop),
+            endpoint(host, port, ready=lambda: (self.ready, self.status), live=self._live),
+            watchdog(self._notifier),
+            self._background(),
+        ):
+            codes = await asyncio.gather(*(self._keep(process) for process in self._processes))
         if self._hopeless is not None:
             return self._hopeless
         return next((code if code > 0 else stop.exit_code(drained=False) for code in codes if code), 0)
 
     @property
     def ready(self) -> bool:
-        """Whether every process is."""
-        return all(process.ready for process in self._processes)
+        """Whether every process is, and none of them hangs."""
+        return all(process.ready for process in self._processes) and self._live()[0]
 
     @property
     def status(self) -> str:
         """How many processes are ready, and what the first other one says."""
         count = sum(process.ready for process in self._processes)
         other = next((f"; process {each.number}: {each.status}" for each in self._processes if not each.ready), "")
-        return f"{count} of {len(self._commands)} processes are ready{other}"
+        hung = "" if self._live()[0] else f"; {self._live()[1]}"
+        return f"{count} of {len(self._commands)} processes are ready{hung}{other}"
 
     async def _keep(self, process: _Process) -> int:
         """Run one process, again and again until stopped; return its last exit code."""
@@ -166,13 +215,16 @@ class Supervisor:
                 return code
             if self._reloading or time.monotonic() - began > _GOOD_RUN:
                 pause = _FIRST_PAUSE
-            log = _logger.error if code else _logger.info
+            about: dict[str, Any] = {"process": process.number, "code": code}
+            if process.stacks:
+                about["stacks"] = process.stacks
+            log = partial(_logger.error if code else _logger.info, "process ended", **about)
             if self._watched and code and not process.had_begun:
                 # What a broken file has to say it says once; the next change may mend it.
-                log("process ended", process=process.number, code=code, restart="when a file changes")
+                log(restart="when a file changes")
                 await self._next_change()
             else:
-                log("process ended", process=process.number, code=code, restart_in=round(pause, 1))
+                log(restart_in=round(pause, 1))
                 await self._sleep(pause)
                 pause = _FIRST_PAUSE if self._reloading else min(pause * 2, _LONGEST_PAUSE)
             self._reloading = False
@@ -188,15 +240,30 @@ class Supervisor:
         for process in self._processes:
             process.signal(number)
 
-    def _all_alive(self) -> bool:
-        """Whether every process has given a sign of life within the watchdog's time."""
-        patience = 2 * (self._notifier.watchdog_interval or 0)
-        running = [process for process in self._processes if process.status != "stopped"]
-        return all(time.monotonic() - process.last_sign < patience for process in running)
+    def _live(self) -> tuple[bool, str]:
+        """Say whether every process gives signs of life, as far as its event loop has begun."""
+        for process in self._processes:
+            if process.silent > _SILENT:
+                return False, f"process {process.number} has given no sign of life for {process.silent:.0f} s"
+        return True, "alive"
+
+    async def _end_hung(self) -> None:
+        """End each process that hangs; it is started again like any that has ended."""
+        # What systemd would allow a single process it allows each of these.
+        interval = self._notifier.watchdog_interval
+        patience = 2 * interval if interval else float("inf")
+        ending: set[asyncio.Task[None]] = set()
+        while True:
+            for process in self._processes:
+                task = asyncio.create_task(process.end_if_hung(patience))
+                ending.add(task)
+                task.add_done_callback(ending.discard)
+            await asyncio.sleep(_LOOK)
 
     @asynccontextmanager
     async def _background(self) -> AsyncIterator[None]:
         tasks = [asyncio.ensure_future(self._report()), asyncio.ensure_future(self._end_stragglers())]
+        tasks.append(asyncio.ensure_future(self._end_hung()))
         if self._watched:
             tasks.append(asyncio.ensure_future(self._reload()))
         try:
@@ -211,10 +278,12 @@ class Supervisor:
         while True:
             if self.ready and not announced:
                 announced = True
+                self._start.over()
                 self._notifier.ready()
                 self._on_ready()
             if self.status != said:
                 said = self.status
+                self._start.going_on()
                 self._notifier.status(said)
             await asyncio.sleep(0.1)
 

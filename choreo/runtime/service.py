@@ -15,19 +15,18 @@ import structlog
 
 from choreo.agent import Agent
 from choreo.observe.health import Health
+from choreo.observe.supervisor import Line
 from choreo.observe.systemd import Notifier
 from choreo.rabbit import session as rabbit
 from choreo.runtime import lifespan, stall
 from choreo.runtime.calling import CHILD_CAME_BACK
+from choreo.runtime.starting import Start
 from choreo.runtime.worker import GRACE, State, Worker
 from choreo.settings import Settings
 
 DRAINED: Final = 0
 OUT_OF_TIME: Final = 75
 INTERRUPTED: Final = 130
-
-# Set in the processes of a supervisor: standard input is a pipe that ends when the supervisor does.
-SUPERVISED: Final = "CHOREO_SUPERVISED"
 
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Seconds after the drain time, or the second signal, for code of the user's that does not let itself be cancelled. A
@@ -60,10 +59,16 @@ class Stop:
         return INTERRUPTED if self.count > 1 and self.interrupted else OUT_OF_TIME
 
 
-async def serve(agents: Sequence[Agent], settings: Settings, on_ready: Callable[[], None] = lambda: None) -> int:
+async def serve(
+    agents: Sequence[Agent],
+    settings: Settings,
+    start: Start | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+) -> int:
     """Run `agents` in this process until a signal ends it; return the exit code. Raises what Worker.run raises.
 
-    `on_ready` is called once, when all consume for the first time.
+    `start`: how the process began, if it has said something already. `on_ready` is called once, when all consume for
+    the first time.
     """
     name = f"choreo {' '.join(agent.name for agent in agents)} {os.getpid()}"
     worker = Worker(agents, settings, rabbit.Connector(settings.brokers(), name=name, fast=settings.lane))
@@ -82,27 +87,29 @@ async def serve(agents: Sequence[Agent], settings: Settings, on_ready: Callable[
         end_within(_GRACE)
 
     stop = Stop(drain, at_once)
-    notifier = Notifier.from_environment()
-    worker.watch(_reporter(notifier, on_ready))
-    supervised = SUPERVISED in os.environ  # then the supervisor serves the endpoint for all its processes
-    port = None if supervised else settings.health_port
+    start = start or Start("its agents are there")
+    notifier = start.notifier
+    worker.watch(_reporter(start, on_ready))
+    # A supervisor serves the endpoint for all its processes.
+    port = None if isinstance(notifier, Line) else settings.health_port
     async with (
         signals(stop),
-        endpoint(settings.health_host, port, lambda: (worker.ready, worker.status)),
-        watchdog(notifier),
+        endpoint(settings.health_host, port, ready=lambda: (worker.ready, worker.status)),
     ):
-        if supervised:
-            loop.add_reader(0, _orphaned, stop)
         longest = max((reaction.timeout for agent in agents for reaction in agent.reactions), default=0.0)
 
         def deadline() -> float:
-            """Return the longest time that what runs now may take."""
-            return lifespan.START_TIMEOUT if worker.entering else longest
+            """Return the longest time that the loop may stand still for what runs now."""
+            return (lifespan.START_TIMEOUT if worker.entering else longest) + stall.MARGIN
 
+        if isinstance(notifier, Line):
+            notifier.deadline = deadline
+            loop.add_reader(0, _orphaned, stop)  # a pipe that ends when the supervisor does
         # From the start on: a message may be there before the worker is.
-        with stall.watch(lambda: deadline() + stall.MARGIN) as watch:
-            worker.standstill = watch.standstill
-            drained = await worker.run()
+        async with watchdog(notifier):
+            with stall.watch(deadline) as watch:
+                worker.standstill = watch.standstill
+                drained = await worker.run()
     return stop.exit_code(drained=drained)
 
 
@@ -165,13 +172,19 @@ def _in_child() -> None:
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 
 
+def _alive() -> tuple[bool, str]:
+    return True, "alive"
+
+
 @asynccontextmanager
-async def endpoint(host: str, port: int | None, ready: Callable[[], tuple[bool, str]]) -> AsyncIterator[None]:
+async def endpoint(
+    host: str, port: int | None, ready: Callable[[], tuple[bool, str]], live: Callable[[], tuple[bool, str]] = _alive
+) -> AsyncIterator[None]:
     """Serve /live and /ready, unless `port` is None. That an answer comes at all shows that the loop turns."""
     if port is None:
         yield
         return
-    health = Health(lambda: True, ready, host, port)
+    health = Health(live, ready, host, port)
     await health.start()
     _logger.info("health endpoint", host=host, port=health.port)
     try:
@@ -181,13 +194,12 @@ async def endpoint(host: str, port: int | None, ready: Callable[[], tuple[bool, 
 
 
 @asynccontextmanager
-async def watchdog(notifier: Notifier, healthy: Callable[[], bool] = lambda: True) -> AsyncIterator[None]:
-    """Tell systemd as often as it asks for that the loop turns, as long as `healthy`."""
+async def watchdog(notifier: Notifier) -> AsyncIterator[None]:
+    """Tell whoever watches, as often as they ask for, that the loop turns."""
 
     async def ping(interval: float) -> None:
         while True:
-            if healthy():
-                notifier.watchdog()
+            notifier.watchdog()
             await asyncio.sleep(interval)
 
     task = asyncio.ensure_future(ping(notifier.watchdog_interval)) if notifier.watchdog_interval else None
@@ -198,13 +210,15 @@ async def watchdog(notifier: Notifier, healthy: Callable[[], bool] = lambda: Tru
             task.cancel()
 
 
-def _reporter(notifier: Notifier, on_ready: Callable[[], None]) -> Callable[[Worker], None]:
-    announced = False
+def _reporter(start: Start, on_ready: Callable[[], None]) -> Callable[[Worker], None]:
+    announced, notifier = False, start.notifier
 
     def report(worker: Worker) -> None:
         nonlocal announced
+        start.going_on()
         if worker.ready and not announced:
             announced = True
+            start.over()
             notifier.ready()
             on_ready()
         if worker.state is State.DRAINING:

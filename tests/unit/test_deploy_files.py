@@ -177,7 +177,7 @@ class TestImage:
         """The check of the image, run against a real endpoint, and not misled by a proxy."""
         command = check_command(last_stage["HEALTHCHECK"].partition("CMD ")[2])
         state = [False]
-        endpoint = Health(lambda: True, lambda: (state[0], "as told"), "127.0.0.1", 0)
+        endpoint = Health(lambda: (True, "alive"), lambda: (state[0], "as told"), "127.0.0.1", 0)
         await endpoint.start()
         assert "CHOREO_HEALTH_PORT=8080" in last_stage["ENV"]
         code = command[-1].replace(":8080/", f":{endpoint.port}/")

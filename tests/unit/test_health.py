@@ -22,8 +22,8 @@ class Worker:
         self.alive = True
         self.state: tuple[bool, str] = (False, "starting")
 
-    def live(self) -> bool:
-        return self.alive
+    def live(self) -> tuple[bool, str]:
+        return self.alive, "alive" if self.alive else "stuck"
 
     def ready(self) -> tuple[bool, str]:
         return self.state
