@@ -10,6 +10,8 @@ import re
 from typing import Final
 
 _DOUBTFUL: Final = re.compile(r"[^ -~]")
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
+_WORDS: Final = re.compile(r"( *)([^ ]+)")
 
 
 def visible(text: str, keep: str = "\n\t") -> str:
@@ -37,3 +39,22 @@ def _json(character: str) -> str:
         return character
     units = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def folded(text: str, width: int | None, indent: int) -> str:
+    """Return `text`, a line, on as many lines of `width` characters as it takes, never cut within a word.
+
+    The later lines are indented. Colours, as ECMA-48 writes them, take no room. None: the line as it is.
+    """
+    if width is None or width < 2 * indent or len(_COLOUR.sub("", text)) <= width:
+        return text
+    lines, room = [""], width
+    for gap, word in _WORDS.findall(text):
+        needed = len(_COLOUR.sub("", gap + word))
+        if needed > room and lines[-1].strip():
+            lines.append(" " * indent + word)
+            room = width - indent - len(_COLOUR.sub("", word))
+        else:
+            lines[-1] += gap + word
+            room -= needed
+    return "\n".join(lines)

@@ -13,6 +13,7 @@ import typer
 
 from choreo.cli import options, output, run
 from choreo.cli.options import LogLevel, Url
+from choreo.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
     from choreo.agent import Agent
@@ -76,11 +77,17 @@ def dev(
     logs.configure(settings.log_level, log_format)
     kind = _kind(settings, broker, port, persist, url=url)
     # Before the broker: what cannot be imported is a mistake to say at once, and not below a broker that came and went.
+    if kind is None and not names and not settings.agents_folder.is_dir():
+        raise ConfigurationError(
+            f"there is nothing to run: {settings.name_of('url')} names a broker, and there is no agents folder"
+            f" {settings.agents_folder}",
+            "write an agent there, or start a broker alone: --broker embedded",
+        )
     agents = _agents(names or [], settings, reload=reload)
     with ExitStack() as stack:
         place = None if kind is None else _start(stack, kind, settings, port, persist)
         if place is None:
-            output.note(f"broker   {settings.brokers()[0].censored}, named in {settings.name_of('url')}")
+            output.tell(f"broker   {settings.brokers()[0].censored}, named in {settings.name_of('url')}")
         else:
             url = place.url
         settings = load(url=url, log_level=log_level, log_format=log_format)
@@ -97,7 +104,6 @@ def _kind(
     settings: Settings, broker: str | None, port: int | None, persist: Path | None, *, url: str | None
 ) -> Kind | None:
     """Return which broker to start; None for the one that is named."""
-    from choreo.errors import UsageError
     from choreo.operate.development import Kind
 
     if broker is not None and broker not in list(Kind):
@@ -127,9 +133,10 @@ def _start(stack: ExitStack, kind: Kind, settings: Settings, port: int | None, p
     fire = stack.enter_context(beacon.light(settings.root))
     place = stack.enter_context(development.opened(kind, port=port, persist=persist))
     fire.shine(place.url, place.kind)
-    output.note("broker   " + place.text.replace("\n", "\n         "))
+    for number, line in enumerate(place.text.splitlines()):
+        output.tell(f"{'' if number else 'broker':<9}{line}")
     if settings.found is None and "url" in settings.model_fields_set:
-        output.note(f"         other commands go on using the broker that {settings.name_of('url')} names")
+        output.tell(f"         other commands go on using the broker that {settings.name_of('url')} names")
     return place
 
 
@@ -159,15 +166,15 @@ def _serving(
 
     folder = settings.agents_folder
     if not names and not folder.is_dir():
-        output.note(f"agents   none: there is no folder {folder}; only the broker runs")
+        output.tell(f"agents   none: there is no folder {folder}; only the broker runs")
         return nobody(ready)
     if agents is None:
         shown = ", ".join(names or loader.known(folder)) or f"none yet in {folder}"
-        output.note(f"agents   {shown}; in a process of their own, which starts anew when a file changes")
+        output.tell(f"agents   {shown}; in a process of their own, which starts anew when a file changes")
         return run.supervise([names or ["--all"]], settings, start, reload=True, on_ready=ready)
-    output.note(f"agents   {', '.join(agent.name for agent in agents)}; in this process")
-    if not names and (others := loader.without_agent(folder)):
-        output.note(f"         no agent is declared in {', '.join(others)}")
+    output.tell(f"agents   {', '.join(agent.name for agent in agents)}; in this process")
+    if not names:
+        output.note_forgotten(names, settings)
     for topic, example in ways_in(agents)[:_SHOWN]:
         output.note(f"publish  choreo publish {topic} {shlex.quote(example) if example else '@event.json'}")
     output.note(f"look     choreo inspect; choreo dlq list {agents[0].name}")

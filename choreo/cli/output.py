@@ -19,7 +19,7 @@ import typer
 
 from choreo.cli.options import Output
 from choreo.errors import ChoreoError
-from choreo.printable import visible, visible_json
+from choreo.printable import folded, visible, visible_json
 
 if TYPE_CHECKING:
     from choreo.settings import Settings
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _GAP: Final = 2  # between two columns
+_LABEL: Final = 9  # characters, with the gap behind it
 _INDENT: Final = 4  # of what stands below its row
 _NARROWEST: Final = 20  # characters; a terminal that leaves less wraps by itself
 _NUMBER: Final = (int, float, type(None))
@@ -165,6 +166,12 @@ def note(text: str) -> None:
     """Say something to the person at the terminal, on stderr; where that is gone, nobody hears it."""
     with suppress(OSError):
         typer.echo(visible(text), err=True)
+
+
+def tell(line: str) -> None:
+    """Say a line that begins with a label of nine characters; on a terminal it goes on below from a whole word on."""
+    width = shutil.get_terminal_size().columns if sys.stderr is not None and sys.stderr.isatty() else None
+    note(folded(visible(line), width, _LABEL))
 
 
 def note_broker(settings: Settings) -> None:

@@ -140,12 +140,20 @@ def _chain(format: Format) -> list[Processor]:  # noqa: A002
         return [*shared, _as_json]
     colors = _on_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     if compact:
-        return [*shared, _visible, Compact(colours=colors)]
+        return [*shared, _visible, Compact(colours=colors, width=_columns)]
     return [
         *shared,
         _visible,
         structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback),
     ]
+
+
+def _columns() -> int | None:
+    """Return how wide the terminal is, None where stderr is none."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or None
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _on_terminal() -> bool:

@@ -273,7 +273,9 @@ def test_every_delivery_is_a_line(dev: Callable[..., Running], choreo: Run, shop
     running = dev()
     choreo("publish", "visitor.arrived", '{"name": "Ada"}')
     line = running.wait_for("handled ").rstrip()
-    assert re.fullmatch(r"\d\d:\d\d:\d\d handled  greeter\.greet  visitor\.arrived -> visitor\.greeted  \S+ ms", line)
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d handled  [0-9a-f]{8}  greeter\.greet  visitor\.arrived -> visitor\.greeted  \S+ ms", line
+    )
     choreo("publish", "visitor.arrived", '{"name": "bad"}')
     assert running.wait_for("dead ").rstrip().endswith(r"greeter.greet  visitor.arrived  ValueError('no\nname')")
 
@@ -333,6 +335,18 @@ def test_reload_does_not_wait_for_a_misspelt_name(choreo: Run, shop: Path):
     assert "broker " not in done.stderr
 
 
-def test_files_without_an_agent_are_named(dev: Callable[..., Running], shop: Path):
-    (shop / "agents" / "events.py").write_text("")
-    assert "no agent is declared in events.py" in dev().wait_for("no agent")
+def test_files_that_look_like_an_agents_are_named(dev: Callable[..., Running], shop: Path):
+    """Those that seem to be one's by mistake; not events.py, which the guide teaches to write."""
+    (shop / "agents" / "events.py").write_text("from choreo import Event\n")
+    (shop / "agents" / "made.py").write_text("from choreo import Agent\ndef make(): return Agent('made')\n")
+    running = dev()
+    assert running.wait_for("left out").endswith(": made.py")
+    assert "events.py" not in "".join(running.stderr)
+
+
+def test_nothing_to_run_is_an_error(choreo: Run, tmp_path: Path):
+    """A broker that is named, and no agents: it is not said to be ready, whether or not somebody answers there."""
+    done = choreo("dev", cwd=tmp_path, env={"CHOREO_URL": "amqp://127.0.0.1:1"})
+    assert done.returncode == 78
+    assert "there is nothing to run: CHOREO_URL names a broker, and there is no agents folder" in done.stderr
+    assert "ready" not in done.stderr

@@ -1,4 +1,4 @@
-"""The lines of `choreo dev`: one for each delivery, short enough for a terminal of 80 columns."""
+"""The lines of `choreo dev`: one for each delivery, whose words stay whole on a narrow terminal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import structlog
 
 from choreo.observe import logs
+from choreo.observe.compact import Compact
 from tests.unit.test_logs import Captured, Terminal, stderr, untouched_logging
 
 __all__ = ["stderr", "untouched_logging"]  # fixtures
@@ -30,37 +31,36 @@ def line_of(stderr: Captured) -> str:
 
 
 def test_what_was_handled_and_what_followed(stderr: Captured):
-    """At info, though it is a debug line elsewhere; and it fits 80 columns."""
+    """At info, though it is a debug line elsewhere."""
     logs.configure("info", "compact")
     logs.of_deliveries().bind(**DELIVERY).debug("handled", emitted=["visitor.greeted"], seconds=0.00123)
     line = line_of(stderr)
-    assert line == "handled  greeter.greet  visitor.arrived -> visitor.greeted  1.2 ms"
-    assert len(line) + 9 <= 80
+    assert line == "handled  b36414f8  greeter.greet  visitor.arrived -> visitor.greeted  1.2 ms"
 
 
 @pytest.mark.parametrize(
     ("event", "told", "shown"),
     [
-        ("handled", {"emitted": [], "seconds": 1.5}, "handled  greeter.greet  visitor.arrived  1500.0 ms"),
+        ("handled", {"emitted": [], "seconds": 1.5}, "handled  b36414f8  greeter.greet  visitor.arrived  1500.0 ms"),
         (
             "failed",
             {"error": "OSError('stuck')", "next": "try again in 2 s"},
-            "failed   greeter.greet  visitor.arrived  try again in 2 s: OSError('stuck')",
+            "failed   b36414f8  greeter.greet  visitor.arrived  try again in 2 s: OSError('stuck')",
         ),
         (
             "failed",
             {"error": "OSError('stuck')", "next": "otherwise", "emitted": ["visitor.gone"]},
-            "failed   greeter.greet  visitor.arrived -> visitor.gone  otherwise: OSError('stuck')",
+            "failed   b36414f8  greeter.greet  visitor.arrived -> visitor.gone  otherwise: OSError('stuck')",
         ),
         (
             "dead letter",
             {"reason": "failed", "error": "ValueError('no\nname')"},
-            "dead     greeter.greet  visitor.arrived  ValueError('no\\nname')",
+            "dead     b36414f8  greeter.greet  visitor.arrived  ValueError('no\\nname')",
         ),
         (
             "dead letter",
             {"reason": "invalid", "error": "X()", "reaction": None},
-            "dead     greeter  visitor.arrived  X()  reason=invalid",
+            "dead     b36414f8  greeter  visitor.arrived  X()  reason=invalid",
         ),
     ],
 )
@@ -81,7 +81,7 @@ def test_what_a_reaction_logs_carries_its_name(stderr: Captured):
     logs.configure("info", "compact")
     about = {key: value for key, value in DELIVERY.items() if key != "attempt"}
     structlog.get_logger(**about).info("door opened", name="Ada L", tries=2)
-    assert line_of(stderr) == "info     greeter.greet  door opened  name='Ada L'  tries=2"
+    assert line_of(stderr) == "info     b36414f8  greeter.greet  door opened  name='Ada L'  tries=2"
 
 
 def test_a_traceback_stands_below(stderr: Captured):
@@ -119,3 +119,39 @@ def test_colours_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch):
         logs.configure("info", "compact")
         logs.of_deliveries().bind(**DELIVERY).debug("handled", emitted=[], seconds=0.001)
         assert ("\x1b[32mhandled" in terminal.getvalue()) is colours
+
+
+@pytest.mark.parametrize(
+    ("correlation", "shown"),
+    [
+        ("order-1001", "order-1001"),
+        ("2b2ce5a4-8e0f-4b38-b9ff-5a9eb0bb1f3a", "2b2ce5a4"),
+        ("a" * 60, "a" * 24 + "…"),
+        (None, "greeter.greet"),
+    ],
+)
+def test_transactions_can_be_told_apart(stderr: Captured, correlation: str | None, shown: str):
+    """By the name that somebody gave them, or the beginning of a random one."""
+    logs.configure("info", "compact")
+    logs.of_deliveries().bind(**DELIVERY | {"correlation_id": correlation}).debug("handled", emitted=[], seconds=0.1)
+    assert line_of(stderr).split()[1] == shown
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("colours", [True, False])
+def test_no_word_is_cut_on_a_narrow_terminal(width: int, colours: bool):
+    """What is too long goes on below, indented; colours take no room, and piping on changes nothing."""
+    told = DELIVERY | {
+        "error": "OSError('the door is stuck, and nobody has the key to it')",
+        "next": "try again in 2 s",
+    }
+    wide = Compact(colours=False)(None, "warning", {"event": "failed", "timestamp": "12:03:04", **told})
+    shown = Compact(colours=colours, width=lambda: width)(
+        None, "warning", {"event": "failed", "timestamp": "12:03:04", **told}
+    )
+    lines = re.sub(r"\x1b\[\d+m", "", shown).splitlines()
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= width
+    assert all(line.startswith(" " * 9) for line in lines[1:])
+    assert " ".join(shown.split()) == " ".join(wide.split()) or colours
+    assert [word for line in lines for word in line.split()] == wide.split()
