@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from choreo import clock
+from choreo.censor import censored
 from choreo.cloudevents import STRUCTURED, binary, media_type
 from choreo.errors import EnvelopeError
 from choreo.message import (
@@ -154,24 +155,27 @@ def _without_notes(message: Message) -> Message:
 def _words(error: BaseException) -> str:
     try:
         text = _sendable(str(error))
-    except Exception as second:  # noqa: BLE001 - an exception's own __str__ is the user's code too
+    except BaseException as second:  # noqa: BLE001 - an exception's own __str__ is the user's code too
         text = f"({type(error).__name__} cannot be shown: its __str__ raised {type(second).__name__})"
     return text if len(text) <= MAX_ERROR else text[: MAX_ERROR - 1] + "…"
 
 
 def _traceback(error: BaseException) -> str | None:
-    if error.__traceback__ is None:
-        return None
     try:
+        if error.__traceback__ is None:
+            return None
         text = _sendable("".join(traceback.format_exception(error)))
-    except Exception:  # noqa: BLE001 - notes and attributes of an exception are the user's code too
+    except BaseException:  # noqa: BLE001 - notes and attributes of an exception are the user's code too
         return None
     return text if len(text) <= MAX_TRACEBACK else f"[…]\n{text[-MAX_TRACEBACK:]}"
 
 
 def _sendable(text: str) -> str:
-    """Return `text` without the lone surrogates that UTF-8 has no bytes for."""
-    return text.encode(errors="backslashreplace").decode()
+    """Return `text` without the lone surrogates that UTF-8 has no bytes for, and without credentials.
+
+    Also a text of a class that is the user's, which is asked for nothing. Before it is cut: half a URL is none.
+    """
+    return censored(str.encode(text, errors="backslashreplace").decode())
 
 
 def _derived(message: Message, topic: str) -> str | None:

@@ -25,6 +25,7 @@ ChoreoError                     1   exit code of a command that ends with it
 │   └── NotSettled             75   in a rehearsal: something still waits at its end (also an AssertionError)
 ├── FaultUnused                 1   in a rehearsal: what was ordered to go wrong never did (also an AssertionError)
 ├── ScheduleFailed              1   a scenario fails on one of its schedules (also an AssertionError)
+├── InternalError              70   a defect of choreo's own: part of it has stopped, so the whole ends
 └── PartlyDone                  3   some of many were done; the message says which were not
 """
 
@@ -171,6 +172,12 @@ class ScheduleFailed(ChoreoError, AssertionError):
     def __init__(self, message: str, way_out: str, seed: int) -> None:
         super().__init__(message, way_out)
         self.seed = seed
+
+
+class InternalError(ChoreoError):
+    """A defect of choreo's own. Part of the work is not done any more, so all of it ends; the log says where."""
+
+    exit_code = 70
 
 
 class PartlyDone(ChoreoError):

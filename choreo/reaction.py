@@ -16,6 +16,7 @@ import structlog
 from choreo.envelope import Envelope
 from choreo.errors import DeclarationError
 from choreo.event import Event, declaration
+from choreo.logger import guarded
 from choreo.retry import Retry
 
 _ONE_OR_MANY = (
@@ -58,15 +59,15 @@ class Context:
 
     @property
     def log(self) -> structlog.typing.FilteringBoundLogger:
-        """A logger that carries agent, reaction, event id and correlation id."""
-        logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(
+        """A logger that carries agent, reaction, event id and correlation id. It never raises."""
+        logger = structlog.get_logger(
             agent=self.agent,
             reaction=self.reaction,
             topic=self.topic,
             event_id=self.event_id,
             correlation_id=self.correlation_id,
         )
-        return logger
+        return guarded(logger, awaited=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,7 +18,8 @@ app = typer.Typer(
     name="choreo",
     help="Event choreography on RabbitMQ: run agents, publish events, look at queues, mend what failed.",
     epilog="Exit codes: 0 done or drained, 1 failed or findings, 2 usage, 3 partly done, 65 invalid payload,"
-    " 69 broker unreachable, 70 event loop blocked, 75 deadline passed, 78 configuration, 130 interrupted.",
+    " 69 broker unreachable, 70 event loop blocked or internal error, 75 deadline passed, 78 configuration,"
+    " 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -62,6 +63,7 @@ def main() -> None:
         sys.exit(app(prog_name="choreo", standalone_mode=False))
     except ChoreoError as error:
         complaints.complain(error.message, error.way_out)
+        run.leave_threads(error.exit_code)
         sys.exit(error.exit_code)
     except _USAGE as error:
         complaints.of_usage(error)

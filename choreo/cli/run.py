@@ -164,9 +164,14 @@ async def supervise(
 
 
 def end(code: int) -> None:
-    """End the process, also when a reaction's thread hangs: Python would wait for it for ever."""
+    """End the process, also when a reaction's thread hangs."""
+    leave_threads(code)
+    raise typer.Exit(code)
+
+
+def leave_threads(code: int) -> None:
+    """End the process at once if a reaction's thread still runs: Python would wait for it, maybe for ever."""
     if any(thread.name.startswith("reaction") for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    raise typer.Exit(code)

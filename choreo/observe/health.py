@@ -14,11 +14,10 @@ import re
 from collections.abc import Callable
 from http import HTTPStatus
 
-import structlog
-
 from choreo import forks
+from choreo.censor import censored
 from choreo.errors import ConfigurationError
-from choreo.observe.logs import censored
+from choreo.logger import get_logger
 
 _HEAD_LIMIT = 8_192  # bytes of a request's line and headers
 _DEADLINE = 5.0  # seconds from connecting until the answer is sent
@@ -29,7 +28,7 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (/[!-~]*) HTTP/
 
 State = Callable[[], tuple[bool, str]]
 
-_log = structlog.get_logger("choreo.observe.health")
+_log = get_logger("choreo.observe.health")
 
 
 class Health:
@@ -98,6 +97,8 @@ class Health:
                     writer.write(await self._answer(reader))
                     writer.close()
                     await writer.wait_closed()
+        except Exception:  # noqa: BLE001 - one request without an answer; the next one is served
+            _log.exception("health request failed")
         finally:
             writer.transport.abort()
 

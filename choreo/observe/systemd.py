@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Mapping
 
-from choreo.observe.logs import censored
+from choreo.censor import censored
 
 # A datagram waits for room in the receiver's queue. The loop must not stand still for a service manager that
 # does not read; one lost STATUS or WATCHDOG is followed by the next.

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
-import structlog
-
 from choreo.agent import Agent
 from choreo.errors import AccessRefused, ChoreoError, DeadlinePassed
 from choreo.event import Event
+from choreo.logger import get_logger
 from choreo.rabbit.session import Connector
 from choreo.runtime.publisher import Publisher
 from choreo.runtime.worker import Worker
@@ -29,7 +28,7 @@ RATE: Final = 200.0  # events per second while latency is measured
 _MOST_TIMED: Final = 1000  # events of the latency: five seconds, and ten of them beyond p99
 _PATIENCE: Final = 5.0  # seconds for the answers that are still to come
 
-_logger = structlog.get_logger()
+_logger = get_logger()
 
 
 class Order(Event):

@@ -40,8 +40,15 @@ class Transports(TransportFactory):
 class Consuming:
     """Deliveries and settlements of `channel`; the same surface as the lane's."""
 
-    def __init__(self, channel: AbstractChannel, consumer: Consumer, on_delivery: OnDelivery) -> None:
+    def __init__(
+        self,
+        channel: AbstractChannel,
+        consumer: Consumer,
+        on_delivery: OnDelivery,
+        failed: Callable[[Exception], None],
+    ) -> None:
         self._channel = channel
+        self._failed = failed
         self._consumer = consumer
         self._on_delivery = on_delivery
         self._settlements = Settlements()
@@ -82,13 +89,20 @@ class Consuming:
             self._writing = asyncio.create_task(self._write())
 
     async def _write(self) -> None:
+        try:
+            await self._write_all()
+        except Exception as error:  # noqa: BLE001 - what was to be written stays unsettled for as long as the session lasts
+            self._failed(error)
+        finally:
+            self._writing = None
+
+    async def _write_all(self) -> None:
         while frames := self._settlements.frames():
             for tag, multiple, back in frames:
                 if back:
                     await _if_open(self._channel.basic_nack(tag, requeue=True, wait=False))
                 else:
                     await _if_open(self._channel.basic_ack(tag, multiple=multiple, wait=False))
-        self._writing = None
 
 
 class Publishing:

@@ -121,6 +121,8 @@ class Sender:
                 await work
             except ChoreoError as error:
                 self._lost(error)
+            except Exception as error:  # noqa: BLE001 - whatever it is: without its channel the session publishes nothing
+                self._lost(BrokerUnreachable(f"no channel to publish on: {error!r}"))
 
         task = asyncio.create_task(do())
         self._background.add(task)

@@ -194,9 +194,11 @@ class RabbitSession:
         arguments = {"x-consumer-timeout": int(hold * 1000)} if hold is not None else None
         consumer = RabbitConsumer(queue, channel, leave=self._leave, arguments=arguments)
         if self._receiver is not None:
-            await consumer.start(lane.Consuming(self._receiver, channel.number, consumer, on_delivery))
+            await consumer.start(
+                lane.Consuming(self._receiver, channel.number, consumer, on_delivery, self._cannot_settle)
+            )
         else:
-            await consumer.start(plain.Consuming(channel, consumer, on_delivery))
+            await consumer.start(plain.Consuming(channel, consumer, on_delivery, self._cannot_settle))
         self._consumers.add(consumer)
         return consumer
 
@@ -276,6 +278,9 @@ class RabbitSession:
             return
         reason = "the queue was deleted, and what it held is gone, or its leader moved"
         self._end(BrokerUnreachable(f"the broker cancelled the consumer of {queue!r}: {reason}"))
+
+    def _cannot_settle(self, error: Exception) -> None:
+        self._end(BrokerUnreachable(f"what is settled cannot be written: {error!r}"))
 
     def _end(self, error: ChoreoError) -> None:
         if not self.lost.done():

@@ -22,7 +22,8 @@ class Settlements:
     """The delivery tags of one channel, which the broker counts up from 1.
 
     There must be one writer: a frame with `multiple` speaks for every tag below its own, so what was given back has to
-    be written before it.
+    be written before it. However much is settled beside one delivery that is not, no more is kept than there are such
+    deliveries: between two of them lies one stretch.
     """
 
     def __init__(self) -> None:
@@ -30,7 +31,14 @@ class Settlements:
         self._last = 0  # the highest acknowledged tag of the run, 0 when it has been written
         self._stragglers: set[int] = set()  # acknowledged behind a gap, not yet written
         self._given_back: list[int] = []  # not yet written
-        self._settled: set[int] = set()  # written, beyond the run
+        # Stretches of tags that are written, beyond the run and without a gap: the last tag of each by its first one,
+        # and the other way round.
+        self._lasts: dict[int, int] = {}
+        self._firsts: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        """How much is kept."""
+        return len(self._stragglers) + len(self._given_back) + len(self._lasts)
 
     def acknowledge(self, tag: int) -> None:
         """Note that the delivery `tag` is done with."""
@@ -46,24 +54,32 @@ class Settlements:
     def frames(self) -> list[Frame]:
         """Return what to write now, in this order, and take it as written."""
         found = [Frame(tag, back=True) for tag in self._given_back]
-        if self._given_back:
-            self._settled.update(self._given_back)
-            self._given_back.clear()
-        while self._stragglers or self._settled:
+        for tag in self._given_back:
+            self._written(tag)
+        self._given_back.clear()
+        while self._stragglers or self._lasts:
             tag = self._run + 1
             if tag in self._stragglers:
                 self._stragglers.discard(tag)
-                self._last = tag  # the broker knows this one as unsettled, as `multiple` asks of its tag
-            elif tag in self._settled:
-                self._settled.discard(tag)
+                self._run = self._last = tag  # the broker knows this one as unsettled, as `multiple` asks of its tag
+            elif tag in self._lasts:
+                self._run = self._lasts.pop(tag)
+                del self._firsts[self._run]
             else:
                 break
-            self._run = tag
         if self._last:
             found.append(Frame(self._last, multiple=True))
             self._last = 0
         if self._stragglers:
-            found += map(Frame, sorted(self._stragglers))
-            self._settled |= self._stragglers
+            stragglers = sorted(self._stragglers)
+            found += map(Frame, stragglers)
+            for tag in stragglers:
+                self._written(tag)
             self._stragglers.clear()
         return found
+
+    def _written(self, tag: int) -> None:
+        """Keep `tag` as one that is written, in one stretch with those beside it."""
+        first, last = self._firsts.pop(tag - 1, tag), self._lasts.pop(tag + 1, tag)
+        self._lasts[first] = last
+        self._firsts[last] = first

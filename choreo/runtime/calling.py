@@ -19,19 +19,18 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final, TypeVar
 
-import structlog
-
 from choreo import forks
 from choreo.envelope import Envelope
 from choreo.errors import ReactionTimeout
 from choreo.event import Event
+from choreo.logger import get_logger
 from choreo.reaction import Reaction
 
 CHILD_CAME_BACK: Final = 70  # the exit code of such a child: EX_SOFTWARE of sysexits.h
 
 T = TypeVar("T")
 
-_logger = structlog.get_logger()
+_logger = get_logger()
 
 
 @dataclass(slots=True)

@@ -165,9 +165,8 @@ class Courier:
         elapsed = (now - case.first_failure).total_seconds()
         try:
             decision = decide(case.reaction, error, attempt=case.tries, elapsed=elapsed)
-        except Exception as second:  # noqa: BLE001 - a policy may hold predicates of the user's
-            second.__context__ = error
-            error, decision = second, DeadLetter(Reason.FAILED)
+        except BaseException as second:  # noqa: BLE001 - a policy may hold predicates of the user's
+            error, decision = _after(error, second), DeadLetter(Reason.FAILED)
         match decision:
             case TryNow():
                 self._log(case).warning("failed", error=_shown(error), next="try again at once")
@@ -277,8 +276,7 @@ class Courier:
         except BaseException as second:
             if self._is_ours(second):
                 raise
-            second.__context__ = error
-            await self._bury(case, second, Reason.FAILED)
+            await self._bury(case, _after(error, second), Reason.FAILED)
             return None
         self.counters.handled += 1
         self._log(case).warning("failed", error=_shown(error), next="otherwise", emitted=_topics(events))
@@ -358,8 +356,14 @@ def _topics(events: list[Event]) -> list[str]:
     return [declaration(event).topic for event in events]
 
 
+def _after(first: BaseException, second: BaseException) -> BaseException:
+    """Return `second` as what was raised while `first` was handled, also where its class lets nothing be set."""
+    BaseException.__setattr__(second, "__context__", first)
+    return second
+
+
 def _shown(error: BaseException) -> str:
     try:
         return repr(error)
-    except Exception:  # noqa: BLE001 - an exception's own __repr__ is the user's code too
+    except BaseException:  # noqa: BLE001 - an exception's own __repr__ is the user's code too
         return f"<{type(error).__name__}, whose repr fails>"

@@ -8,15 +8,15 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Final
 
-import structlog
-
 from choreo.agent import Agent
-from choreo.errors import DeadlinePassed
+from choreo.errors import DeadlinePassed, InternalError
+from choreo.logger import get_logger
+from choreo.runtime.tasks import owned
 
 START_TIMEOUT: Final = 300.0  # seconds
 _FIRST_WORD: Final = 5.0  # seconds until a lifespan that has not begun is spoken of; doubled each time
 
-_logger = structlog.get_logger()
+_logger = get_logger()
 
 
 class StoppedError(Exception):
@@ -65,9 +65,15 @@ def agent_on(frame: FrameType | None) -> Agent | None:
 
 async def _begun(manager: contextlib.AbstractAsyncContextManager[Any], agent: Agent, stopping: asyncio.Event) -> Any:
     limit = asyncio.timeout(START_TIMEOUT)
+    failures = list[BaseException]()
+
+    def failed(_: str, error: BaseException) -> None:  # nobody would hear that the worker is to stop
+        failures.append(error)
+        limit.reschedule(asyncio.get_running_loop().time())
+
     try:
         async with limit:
-            watch = asyncio.create_task(_watch(agent, stopping, limit))
+            watch = owned(_watch(agent, stopping, limit), f"watch over the lifespan of {agent.name}", failed)
             try:
                 return await manager.__aenter__()
             finally:
@@ -75,6 +81,8 @@ async def _begun(manager: contextlib.AbstractAsyncContextManager[Any], agent: Ag
     except TimeoutError as error:
         if not limit.expired():
             raise  # the lifespan's own
+        if failures:
+            raise InternalError(f"the watch over the lifespan of agent {agent.name} has failed") from failures[0]
         if stopping.is_set():
             raise StoppedError from error
         raise DeadlinePassed(

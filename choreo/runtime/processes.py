@@ -18,12 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
-
-from choreo.errors import BrokerUnreachable, ConfigurationError, UsageError
+from choreo.errors import BrokerUnreachable, ConfigurationError, InternalError, UsageError
+from choreo.logger import get_logger
 from choreo.observe import supervisor
 from choreo.runtime.service import Stop, endpoint, signals, watchdog
 from choreo.runtime.starting import Start
+from choreo.runtime.tasks import owned
 from choreo.runtime.worker import SUBSCRIBING
 from choreo.settings import Settings
 
@@ -39,7 +39,7 @@ _LAST_WORDS: Final = 3.0  # seconds for its stacks before a process that hangs i
 _STACKS: Final = 65_536  # bytes, as much as a pipe holds
 _GRACE: Final = 5.0  # seconds on top of the drain time before a process that does not end is killed
 
-_logger = structlog.get_logger()
+_logger = get_logger()
 
 
 class _Process:
@@ -178,7 +178,7 @@ class Supervisor:
         async with (
             signals(stop),
             endpoint(host, port, ready=lambda: (self.ready, self.status), live=self._live),
-            watchdog(self._notifier),
+            watchdog(self._notifier, self._fail),
             self._background(),
         ):
             codes = await asyncio.gather(*(self._keep(process) for process in self._processes))
@@ -231,6 +231,12 @@ class Supervisor:
             if self._stopping.is_set():
                 return 0
 
+    def _fail(self, task: str, error: BaseException) -> None:
+        """End: nobody would do what the supervisor's own `task` did, which has ended with `error`."""
+        _logger.critical("task failed inside choreo", task=task, exc_info=error, next="all processes drain")
+        self._hopeless = InternalError.exit_code
+        self._drain()
+
     def _drain(self) -> None:
         self._stopping.set()
         self._notifier.stopping()
@@ -255,17 +261,20 @@ class Supervisor:
         ending: set[asyncio.Task[None]] = set()
         while True:
             for process in self._processes:
-                task = asyncio.create_task(process.end_if_hung(patience))
+                task = owned(process.end_if_hung(patience), f"end of process {process.number}", self._fail)
                 ending.add(task)
                 task.add_done_callback(ending.discard)
             await asyncio.sleep(_LOOK)
 
     @asynccontextmanager
     async def _background(self) -> AsyncIterator[None]:
-        tasks = [asyncio.ensure_future(self._report()), asyncio.ensure_future(self._end_stragglers())]
-        tasks.append(asyncio.ensure_future(self._end_hung()))
+        tasks = [
+            owned(self._report(), "report", self._fail),
+            owned(self._end_stragglers(), "end of stragglers", self._fail),
+            owned(self._end_hung(), "end of hung processes", self._fail),
+        ]
         if self._watched:
-            tasks.append(asyncio.ensure_future(self._reload()))
+            tasks.append(owned(self._reload(), "reload", self._fail))
         try:
             yield
         finally:

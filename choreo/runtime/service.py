@@ -11,9 +11,8 @@ from contextlib import asynccontextmanager
 from types import FrameType
 from typing import Final
 
-import structlog
-
 from choreo.agent import Agent
+from choreo.logger import get_logger
 from choreo.observe.health import Health
 from choreo.observe.supervisor import Line
 from choreo.observe.systemd import Notifier
@@ -21,6 +20,7 @@ from choreo.rabbit import session as rabbit
 from choreo.runtime import lifespan, stall
 from choreo.runtime.calling import CHILD_CAME_BACK
 from choreo.runtime.starting import Start
+from choreo.runtime.tasks import Failed, owned
 from choreo.runtime.worker import GRACE, State, Worker
 from choreo.settings import Settings
 
@@ -33,7 +33,7 @@ _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # supervisor kills after 5.
 _GRACE: Final = GRACE + 0.5
 
-_logger = structlog.get_logger()
+_logger = get_logger()
 
 
 class Stop:
@@ -106,7 +106,7 @@ async def serve(
             notifier.deadline = deadline
             loop.add_reader(0, _orphaned, stop)  # a pipe that ends when the supervisor does
         # From the start on: a message may be there before the worker is.
-        async with watchdog(notifier):
+        async with watchdog(notifier, worker.fail):
             with stall.watch(deadline) as watch:
                 worker.standstill = watch.standstill
                 drained = await worker.run()
@@ -194,15 +194,15 @@ async def endpoint(
 
 
 @asynccontextmanager
-async def watchdog(notifier: Notifier) -> AsyncIterator[None]:
-    """Tell whoever watches, as often as they ask for, that the loop turns."""
+async def watchdog(notifier: Notifier, failed: Failed) -> AsyncIterator[None]:
+    """Tell whoever watches, as often as they ask for, that the loop turns. `failed`: see `tasks`."""
 
     async def ping(interval: float) -> None:
         while True:
             notifier.watchdog()
             await asyncio.sleep(interval)
 
-    task = asyncio.ensure_future(ping(notifier.watchdog_interval)) if notifier.watchdog_interval else None
+    task = owned(ping(notifier.watchdog_interval), "watchdog", failed) if notifier.watchdog_interval else None
     try:
         yield
     finally:

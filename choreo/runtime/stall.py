@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final
 
-import structlog
-
 from choreo import frames
+from choreo.logger import get_logger
 from choreo.reaction import Reaction
 from choreo.runtime import lifespan
 from choreo.runtime.calling import in_threads, reaction_on
@@ -34,7 +33,7 @@ NOTICED: Final = 1.0  # seconds
 # process is stopped, or has no processor, counts none.
 _ASKED: Final = 20  # times a second
 
-_logger = structlog.get_logger()
+_logger = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +105,15 @@ class Watch:
         self._timer = self._loop.call_later(self._pace, self._turn)
 
     def _look(self) -> None:
+        try:
+            self._look_on()
+        except BaseException as error:
+            # Unwatched the process must not go on: it would look alive when its loop stands still.
+            _logger.critical("the watch over the event loop has failed", exc_info=error, next=f"end with {STALLED}")
+            self._end(STALLED)
+            raise
+
+    def _look_on(self) -> None:
         looked, turned, still, told = time.monotonic(), self._turned, 0.0, 0.0
         shown: str | None = None
         asked = _switches()
@@ -163,6 +171,13 @@ class Watch:
         self._end(STALLED)
 
     def _culprit(self) -> dict[str, Any]:
+        """Say who holds up the loop. Not knowing it must not end the watch: no other thread would notice."""
+        try:
+            return self._found()
+        except Exception as error:  # noqa: BLE001 - see above
+            return {"stack": f"not known: {error!r}"}
+
+    def _found(self) -> dict[str, Any]:
         frame = self._frame()
         task = asyncio.current_task(self._loop)
         reaction = self._blamed = reaction_on(frame)

@@ -12,8 +12,7 @@ import time
 from types import FrameType
 from typing import Final
 
-import structlog
-
+from choreo.logger import get_logger
 from choreo.observe import supervisor
 from choreo.observe.systemd import Notifier
 
@@ -24,7 +23,7 @@ _TIME: Final = 20.0  # seconds from then on
 # after five minutes), an attempt to connect.
 _LONGEST_STEP: Final = 330.0
 
-_logger = structlog.get_logger()
+_logger = get_logger()
 
 
 class Start:

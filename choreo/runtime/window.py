@@ -17,11 +17,11 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
-import structlog
-
 from choreo.errors import ChoreoError
+from choreo.logger import get_logger
 from choreo.reaction import Reaction
 from choreo.runtime.overdue import End, Overdue, is_sure
+from choreo.runtime.tasks import owned
 from choreo.transport import Consumer, Delivery, OnDelivery, Session, came_back
 
 # Seconds. A broker closes the channel of a consumer that holds a delivery longer than its consumer_timeout, 30 minutes
@@ -34,7 +34,7 @@ _QUIET: Final = 0.1  # seconds without a delivery, after which nothing in the qu
 _GOODBYE: Final = 3.0  # seconds for a subscription that is being made or closed when the worker stops
 _PATIENCE: Final = 60.0  # seconds that a suspect waits for others; a broker takes back what is held for too long
 
-_logger = structlog.get_logger()
+_logger = get_logger()
 
 
 def _nothing(_delivery: Delivery, _error: ChoreoError) -> None:
@@ -239,17 +239,13 @@ class Window:
         self._changing = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
         self._work: asyncio.Task[None] | None = None
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done, with its exception, when a task of the window has ended; the session is of no use then."""
 
     async def open(self) -> None:
         """Subscribe, narrowly. Raises what the session raises."""
         narrow = await self._subscribe(1)
-        self._work = asyncio.create_task(self._keep(narrow), name=f"window of {self.queue}")
-
-    @property
-    def failed(self) -> asyncio.Task[None]:
-        """Done when the window cannot go on; the session is of no use then."""
-        assert self._work is not None
-        return self._work
+        self._work = owned(self._keep(narrow), f"window of {self.queue}", self._fail)
 
     @property
     def mark(self) -> object:
@@ -275,6 +271,11 @@ class Window:
         self._stop()
         self._subscriptions.clear()
         self._overdue.clear()
+
+    def _fail(self, _task: str, error: BaseException) -> None:
+        if not self.failed.done():
+            self.failed.set_exception(error)
+            self.failed.exception()  # looked at: where a window is given up, nobody else may do it
 
     def _stop(self) -> None:
         for task in (self._work, *self._closing):
@@ -378,7 +379,7 @@ class Window:
         return subscription
 
     def _close_later(self, old: _Subscription) -> None:
-        task = asyncio.create_task(self._close(old))
+        task = owned(self._close(old), f"closing a window of {self.queue}", self._fail)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 

@@ -13,26 +13,23 @@ from enum import StrEnum
 from itertools import chain
 from typing import Any, Final, NoReturn
 
-import structlog
 import tenacity
 
 from choreo import clock
 from choreo.agent import Agent
-from choreo.errors import BrokerUnreachable, ChoreoError
-from choreo.runtime import lifespan, lookout
+from choreo.errors import BrokerUnreachable, ChoreoError, InternalError
+from choreo.logger import get_logger
+from choreo.runtime import backoff, lifespan, lookout
 from choreo.runtime.delivery import Counters, Courier
 from choreo.runtime.drainers import Drainers, Slice
 from choreo.runtime.rounds import cause_of_loss
 from choreo.runtime.stall import Standstill
+from choreo.runtime.tasks import first_of, owned
 from choreo.runtime.window import Turns, Window, affordable, longest_way, needed
 from choreo.settings import Settings
 from choreo.topology import Names, Topology
 from choreo.transport import Connect, Session
 
-# A broker that is away for a minute must not be missed for half a minute more; one that refuses has to be mended first,
-# and writes a line for each attempt.
-_AWAY: Final = tenacity.wait_random_exponential(multiplier=0.4, exp_base=1.5, min=0.1, max=3)
-_REFUSING: Final = tenacity.wait_random_exponential(multiplier=0.4, exp_base=1.5, min=0.1, max=30)
 _SAID: Final = 16  # attempts that are each said while nobody answers; after them, one in so many
 _LOOK: Final = 1.0  # seconds for the question whether the queues are still there
 _SHORT_LIFE: Final = 10.0  # seconds
@@ -41,7 +38,7 @@ _END_TIMEOUT: Final = 3.0  # seconds for what is cancelled to give its delivery 
 SUBSCRIBING: Final = "subscribing"  # begins the status from which on messages arrive
 GRACE: Final = 4.0  # seconds after the drain time for everything that has to be closed
 
-_logger = structlog.get_logger()
+_logger = get_logger()
 
 
 class State(StrEnum):
@@ -85,6 +82,7 @@ class Worker:
         self._abort = asyncio.Event()
         self._short_lives = 0  # sessions in a row that were lost as soon as they were there
         self._watchers: list[Callable[[Worker], None]] = []
+        self._failure: InternalError | None = None
 
     @property
     def ready(self) -> bool:
@@ -114,6 +112,7 @@ class Worker:
 
         Raises what keeps the worker from starting: BrokerUnreachable after `wait` seconds of trying, AccessRefused,
         TopologyMismatch and other configuration errors at once. Later failures of the broker are waited out.
+        InternalError, after the drain, when a task of the worker's own has failed, so that it would only look alive.
         """
         failure = None
         decimal.getcontext()  # who first reckons with decimals in a context would change it
@@ -130,6 +129,8 @@ class Worker:
                 self.drained = True
             except ChoreoError as error:  # raised below: it is no business of the lifespans
                 failure = error
+        if failure is None and self._failure is not None:
+            failure = self._failure
         if failure is not None:
             raise failure
         self._change(State.STOPPED, "stopped")
@@ -143,6 +144,17 @@ class Worker:
             return await lifespan.enter(stack, agent, self._stop, self._leave_by)
         finally:
             self.entering = False
+
+    def fail(self, task: str, error: BaseException) -> None:
+        """End: a task that the worker needs has ended with `error`. What runs is finished, the rest is handed back."""
+        _logger.critical("task failed inside choreo", task=task, exc_info=error, next="the worker drains and ends")
+        if self._failure is None:
+            self._failure = InternalError(
+                f"the task {task!r} of the worker has failed: {type(error).__name__}",
+                "this is a defect of choreo's; the log has its traceback",
+            )
+            self._failure.__cause__ = error
+        self.stop()
 
     def _leave_by(self) -> float:
         """Return the time of the loop by which lifespans have to end: the drain time and a grace after it."""
@@ -170,7 +182,7 @@ class Worker:
             self._change(State.CONSUMING, self._consuming)
             watch = asyncio.create_task(lookout.watch(session, self._windows, self._look_every))
             try:
-                await self._first_of(self._stop, session.lost, watch, *(each.failed for each in self._windows))
+                await first_of(self._stop, session.lost, watch, *(each.failed for each in self._windows))
                 if self._stop.is_set():
                     return await self._drain(session)
                 await self._lost(session, watch)
@@ -186,14 +198,19 @@ class Worker:
     async def _connected(self, retry: Any, stop: Any) -> Session | None:
         """Connect, declare and consume, again and again as `retry` and `stop` allow. None: stopped meanwhile."""
         tries = tenacity.AsyncRetrying(
-            retry=retry, stop=stop, wait=_backoff, reraise=True, sleep=self._sleep, before_sleep=self._not_connected
+            retry=retry,
+            stop=stop,
+            wait=backoff.pause,
+            reraise=True,
+            sleep=self._sleep,
+            before_sleep=self._not_connected,
         )
         async for attempt in tries:
             if self._stop.is_set():
                 return None
             with attempt:
                 live = asyncio.ensure_future(self._live_session())
-                await self._first_of(self._stop, live)
+                await first_of(self._stop, live)
                 if not live.done():
                     live.cancel()
                     return None
@@ -208,7 +225,7 @@ class Worker:
         try:
             if self.state is not State.STARTING:
                 # Not for long: a queue whose leader does not answer holds up the question for seconds.
-                self._looking = asyncio.create_task(self._report_missing(session))
+                self._looking = owned(self._report_missing(session), "missing queues", self._unsaid)
                 await asyncio.wait((self._looking,), timeout=_LOOK)
             await session.declare(self._topology)
             if self.state is State.STARTING:
@@ -219,6 +236,11 @@ class Worker:
             await self._abandon(session)
             raise
         return session
+
+    @staticmethod
+    def _unsaid(task: str, error: BaseException) -> None:
+        """Say that something could not be said; the work does not depend on it."""
+        _logger.error("task failed inside choreo", task=task, exc_info=error, next="the work goes on")
 
     async def _report_missing(self, session: Session) -> None:
         """Say so when a queue that was there is gone: what it held is lost, and declaring it anew would hide that."""
@@ -272,7 +294,7 @@ class Worker:
         )
 
     async def _sleep(self, seconds: float) -> None:
-        await self._first_of(self._stop, timeout=seconds)
+        await first_of(self._stop, timeout=seconds)
 
     def _not_connected(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
@@ -287,13 +309,14 @@ class Worker:
 
     async def _lost(self, session: Session, watch: asyncio.Task[NoReturn]) -> None:
         """Note that the session is gone or useless: what arrived on it and has not begun will arrive again."""
-        watchers = (watch, *(window.failed for window in self._windows))
+        watchers: tuple[asyncio.Future[Any], ...] = (watch, *(window.failed for window in self._windows))
         failed = [each.exception() for each in watchers if each.done() and not each.cancelled()]
         error = session.lost.result() if session.lost.done() else next(filter(None, failed))
         self._change(State.WAITING, error.message if isinstance(error, ChoreoError) else repr(error))
         rounds = {name: drainers.courier.rounds for name, drainers in self._drainers.items()}
         cause = cause_of_loss(await self.standstill(), self._settings.brokers()[0].heartbeat, rounds)
-        _logger.warning("session lost", error=str(error), server=session.server.version, **cause)
+        defect = None if isinstance(error, ChoreoError) else error  # its traceback says more
+        _logger.warning("session lost", error=str(error), server=session.server.version, exc_info=defect, **cause)
         await self._abandon(session)
         for drainers in self._drainers.values():
             drainers.arrived.take_all()
@@ -314,7 +337,7 @@ class Worker:
             drainers.arrived.close()
         finished = asyncio.ensure_future(self._all_done())
         ends = (finished, self._abort, session.lost) if session is not None else (finished, self._abort)
-        await self._first_of(*ends, timeout=self._settings.drain)
+        await first_of(*ends, timeout=self._settings.drain)
         drained = finished.done()
         finished.cancel()
         await self._end_drainers()
@@ -344,6 +367,7 @@ class Worker:
             held=self._prefetch[courier.agent.name],
             slice=self._slice,
             pause=self._sleep,
+            failed=self.fail,
         )
 
     def _courier(self, agent: Agent, executor: ThreadPoolExecutor, resources: Any) -> Courier:
@@ -364,24 +388,11 @@ class Worker:
         if logged:
             _logger.info("worker", state=str(state), status=status, agents=[agent.name for agent in self.agents])
         for callback in self._watchers:
-            callback(self)
-
-    @staticmethod
-    async def _first_of(*what: asyncio.Event | asyncio.Future[Any], timeout: float | None = None) -> None:
-        """Wait until one of `what` has happened, at most `timeout` seconds."""
-        waiting = {asyncio.ensure_future(each.wait()) if isinstance(each, asyncio.Event) else each for each in what}
-        try:
-            await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in waiting - set(what):
-                each.cancel()
+            try:
+                callback(self)
+            except Exception:  # what watches decides nothing
+                _logger.exception("a watcher of the worker failed", state=str(state))
 
 
 async def _never() -> Standstill | None:
     return None
-
-
-def _backoff(state: tenacity.RetryCallState) -> float:
-    """Return how many seconds to wait before the next attempt to connect: any up to a bound that grows."""
-    error = state.outcome.exception() if state.outcome else None
-    return (_AWAY if isinstance(error, BrokerUnreachable) else _REFUSING)(state)

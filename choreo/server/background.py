@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from choreo.errors import ChoreoError
+from choreo.errors import ChoreoError, InternalError
 from choreo.server.listener import LOOPBACK, PORT, Listener
 from choreo.server.store import Store
 
@@ -95,9 +95,12 @@ class EmbeddedBroker:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 runner.run(self._serve())
         except BaseException as error:
-            if self._begun.done():
-                raise
-            self._begun.set_exception(error)
+            if not self._begun.done():
+                self._begun.set_exception(error)
+                return
+            if not self.failed.done():
+                self.failed.set_result(InternalError(f"the embedded broker has failed: {error!r}"))
+            raise
 
     async def _serve(self) -> None:
         self._ending = asyncio.Event()

@@ -6,11 +6,11 @@ import asyncio
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import structlog
 from pamqp import base, commands
 
 from choreo import forks
 from choreo.embedded import AmqpError, Connection
+from choreo.logger import get_logger
 from choreo.server import handshake, wire
 from choreo.server.channel import Served, decoded
 
@@ -31,7 +31,7 @@ _CHANNEL_CLOSE: Final = wire.NUMBER.pack(20, 40)
 _CHANNEL_CLOSE_OK: Final = wire.NUMBER.pack(20, 41)
 _OF_CHANNELS: Final = (_CHANNEL_CLOSE, _CHANNEL_CLOSE_OK)
 
-_logger = structlog.get_logger()
+_logger = get_logger()
 
 
 class State(Enum):

@@ -17,9 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final, TypeVar, TypeVarTuple, Unpack
 
-import structlog
-
 from choreo.errors import NothingLeft
+from choreo.logger import get_logger
 
 HORIZON: Final = 366 * 86_400.0  # seconds of virtual time
 _THREAD_PATIENCE: Final = 5.0  # seconds, real ones
@@ -27,7 +26,7 @@ _OUTSIDE_PATIENCE: Final = 0.05  # seconds, real ones
 
 _ASYNCIO: Final = str(Path(asyncio.__file__).parent)
 
-_logger = structlog.get_logger()
+_logger = get_logger()
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

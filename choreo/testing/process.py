@@ -7,13 +7,13 @@ Unlike at the end of a real process, `finally` blocks and the ends of lifespans 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Any, Final
 
 from choreo import in_process
@@ -169,21 +169,9 @@ class _Life:
             self._killed()
         return self._alive
 
-    @contextlib.contextmanager
-    def call(self, reaction: Reaction, event: Event | Envelope, ctx: Context) -> Iterator[None]:
+    def call(self, reaction: Reaction, event: Event | Envelope, ctx: Context) -> _Call:
         """Surround one call of a reaction."""
-        if not self.passes(Point.BEGUN, ctx.topic):
-            raise Killed
-        record = self._stage.record
-        attempt = record.began(reaction, event, ctx.event_id, ctx.attempt)
-        try:
-            yield
-        except BaseException as error:
-            record.ended(attempt, reaction, error)
-            raise
-        record.ended(attempt, reaction)
-        if not self.passes(Point.DONE, ctx.topic):
-            raise Killed
+        return _Call(self, self._stage.record, reaction, event, ctx)
 
     async def _connect(self) -> WatchedSession:
         stage = self._stage
@@ -194,6 +182,27 @@ class _Life:
     def _watched(self, reaction: Reaction) -> Reaction:
         """Return `reaction` with a function around its own that takes note, and at which the process can end."""
         return replace(reaction, function=_around(reaction, self), takes_context=True)
+
+
+class _Call:
+    """One call of a reaction, from its begin to its end. Of an exception nothing is touched: a class may forbid it."""
+
+    def __init__(self, life: _Life, record: Record, reaction: Reaction, event: Event | Envelope, ctx: Context) -> None:
+        self._life = life
+        self._record = record
+        self._reaction = reaction
+        self._event = event
+        self._ctx = ctx
+
+    def __enter__(self) -> None:
+        if not self._life.passes(Point.BEGUN, self._ctx.topic):
+            raise Killed
+        self._attempt = self._record.began(self._reaction, self._event, self._ctx.event_id, self._ctx.attempt)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._record.ended(self._attempt, self._reaction, error)
+        if error is None and not self._life.passes(Point.DONE, self._ctx.topic):
+            raise Killed
 
 
 def _around(reaction: Reaction, life: _Life) -> Callable[..., Any]:

@@ -64,6 +64,10 @@ class _Kept:
         self.parts.append((payload, properties, body))
 
 
+def _raised(error: Exception) -> None:
+    raise error
+
+
 class _Consumer:
     """A lane's consumer without a session."""
 
@@ -75,7 +79,7 @@ class _Consumer:
 
     def renew(self) -> None:
         """Begin with an empty channel: tags count up from 1."""
-        self.channel = Consuming(self._lane, 1, cast("Consumer", self), self._subscription._arrived)
+        self.channel = Consuming(self._lane, 1, cast("Consumer", self), self._subscription._arrived, _raised)
         self._subscription._consumer = cast("Consumer", self)
 
     def acknowledge(self, delivery: Delivery) -> None:

@@ -16,6 +16,7 @@ from pamqp import commands, frame, header, heartbeat
 from yarl import URL
 
 from choreo.message import Message
+from choreo.rabbit import plain
 from choreo.rabbit.lane import frames
 from choreo.rabbit.lane.consuming import Consuming
 from choreo.rabbit.lane.protocol import Lane, _Splitter
@@ -24,6 +25,10 @@ from choreo.transport import Confirmed, Consumer, Delivery, Publication, Refused
 from tests.waiting import eventually, in_virtual_time
 
 FRAME_MAX = 4096
+
+
+def raised(error: Exception) -> None:
+    raise error
 
 
 class Wire:
@@ -104,7 +109,7 @@ def test_deliveries_and_foreign_frames_arrive_whole_wherever_the_stream_is_cut(
 ) -> None:
     async def play() -> None:
         wire, got = Wire(), list[Delivery]()
-        Consuming(wire.lane, 5, cast("Consumer", None), got.append)
+        Consuming(wire.lane, 5, cast("Consumer", None), got.append, raised)
         data, tag = b"", 0
         for each in stream:
             if isinstance(each, int):
@@ -135,7 +140,7 @@ async def test_contents_of_two_channels_may_be_interleaved(length: int, in_turn:
     """Frames of one message are in order on its channel; those of other channels may come between them."""
     wire, got = Wire(), list[Delivery]()
     for channel in (5, 6):
-        Consuming(wire.lane, channel, cast("Consumer", None), got.append)
+        Consuming(wire.lane, channel, cast("Consumer", None), got.append, raised)
     first, second = delivery(1, b"x" * length, channel=5), delivery(1, b"y" * length, channel=6)
     pieces: list[list[bytes]] = []
     for data in (first, second):
@@ -156,7 +161,7 @@ async def test_contents_of_two_channels_may_be_interleaved(length: int, in_turn:
 
 async def test_settlements_are_written_once_per_turn_of_the_loop() -> None:
     wire, got = Wire(), list[Delivery]()
-    consuming = Consuming(wire.lane, 5, cast("Consumer", None), got.append)
+    consuming = Consuming(wire.lane, 5, cast("Consumer", None), got.append, raised)
     wire.receive(b"".join(delivery(tag, b"") for tag in range(1, 6)))
     assert len(got) == 5, "a body of no bytes has no frame of its own"
     for tag in (1, 2, 5):
@@ -172,7 +177,7 @@ async def test_settlements_are_written_once_per_turn_of_the_loop() -> None:
 async def test_nothing_is_written_on_a_channel_that_the_broker_has_closed() -> None:
     """aiormq learns of the close later, and answers it: what is written in between would end the connection."""
     wire = Wire()
-    consuming = Consuming(wire.lane, 5, cast("Consumer", None), lambda _: None)
+    consuming = Consuming(wire.lane, 5, cast("Consumer", None), lambda _: None, raised)
     wire.receive(delivery(1, b"x") + frame.marshal(commands.Channel.Close(406, "late", 0, 0), 5))
     consuming.acknowledge(1)
     await asyncio.sleep(0)
@@ -191,7 +196,7 @@ async def test_what_is_no_amqp_is_left_to_aiormq_whole(stream: bytes) -> None:
 async def test_traffic_of_the_lane_counts_as_a_sign_of_life() -> None:
     """A broker that is busy delivering sends no heartbeats; aiormq, which sees no delivery, must not give it up."""
     wire = Wire()
-    Consuming(wire.lane, 5, cast("Consumer", None), lambda _: None)
+    Consuming(wire.lane, 5, cast("Consumer", None), lambda _: None, raised)
     wire.receive(delivery(1, b"x"))
     assert bytes(wire.reader._buffer) == frames.BEAT  # type: ignore[attr-defined]
 
@@ -476,9 +481,37 @@ async def test_a_delivery_that_choreo_fails_to_take_costs_no_other() -> None:
     class Queue:
         queue = "shop"
 
-    Consuming(wire.lane, 5, cast("Consumer", Queue()), take)
+    Consuming(wire.lane, 5, cast("Consumer", Queue()), take, raised)
     wire.receive(b"".join(delivery(tag, b"{}") for tag in (1, 2, 3)))
     assert got == [1, 3]
     assert [(each["message"], type(each["exception"])) for each in told] == [
         ("choreo failed to take delivery 2 of shop", LookupError)
     ]
+
+
+async def test_settlements_that_cannot_be_written_are_told_of() -> None:
+    """They would stay unsettled for as long as the session lasts, so it must not last."""
+    wire, failures = Wire(), list[Exception]()
+    consuming = Consuming(wire.lane, 5, cast("Consumer", None), lambda _: None, failures.append)
+
+    def broken(frames: bytes) -> None:
+        raise RuntimeError("no transport")
+
+    wire.lane.write = broken  # type: ignore[method-assign]
+    consuming.acknowledge(1)
+    await asyncio.sleep(0)
+    assert [str(each) for each in failures] == ["no transport"]
+
+
+async def test_without_a_lane_settlements_that_cannot_be_written_are_told_of() -> None:
+    failures = list[Exception]()
+
+    class Broken:
+        async def basic_ack(self, *_: object, **__: object) -> None:
+            raise RuntimeError("no transport")
+
+    channel = cast("AbstractChannel", Broken())
+    consuming = plain.Consuming(channel, cast("Consumer", None), lambda _: None, failures.append)
+    consuming.acknowledge(1)
+    await consuming.end()
+    assert [str(each) for each in failures] == ["no transport"]

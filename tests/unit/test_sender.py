@@ -87,3 +87,19 @@ async def test_no_channel_is_asked_for_while_the_broker_reads_nothing() -> None:
     await asyncio.sleep(0.05)
     assert len(desk.connection.numbers) == 1
     assert desk.lost == []
+
+
+async def test_a_channel_that_cannot_be_had_ends_the_session_whatever_the_reason() -> None:
+    """Without one it would look alive, and every publish would wait for its deadline."""
+    desk = Desk()
+    await desk.sender.open()
+    answer = desk.publish("a")
+    await asyncio.sleep(0)
+
+    def broken() -> Any:
+        raise RuntimeError("no channel")
+
+    desk.sender._new = broken  # type: ignore[method-assign]
+    desk.nack(1)
+    await answer
+    await eventually(lambda: desk.lost)

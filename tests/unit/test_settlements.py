@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from random import Random
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,3 +60,44 @@ def test_the_broker_would_agree(order: list[int], back: set[int], data: st.DataO
             write()
     write()
     assert (acknowledged, returned, unsettled) == (set(order) - back, back, set())
+
+
+@pytest.mark.parametrize("held", [1, 3, 100])
+def test_what_is_kept_is_bounded_by_what_is_held_however_long(held: int) -> None:
+    """A million are settled beside some that are not, in chunks and in any order: a stretch is kept for each gap."""
+    settlements, random = Settlements(), Random(held)
+    kept = {random.randrange(1, 200_000) for _ in range(held)}
+    most = 0
+    for first in range(1, 1_000_000, 1_000):
+        tags = [tag for tag in range(first, first + 1_000) if tag not in kept]
+        random.shuffle(tags)
+        for tag in tags:
+            (settlements.give_back if tag % 97 == 0 else settlements.acknowledge)(tag)
+        settlements.frames()
+        most = max(most, len(settlements))
+    assert most <= held + 1
+    for tag in kept:
+        settlements.acknowledge(tag)
+    (last,) = (frame for frame in settlements.frames() if frame.multiple)
+    assert last.tag == max(kept), "the highest that the broker knows as unsettled"
+    assert len(settlements) == 0
+    assert settlements.frames() == []
+
+
+@given(st.lists(st.integers(0, 9), max_size=300), st.integers(0, 2**32))
+def test_no_more_is_kept_than_is_unsettled(actions: list[int], seed: int) -> None:
+    """Deliveries arrive, are settled in any order and written at any time."""
+    settlements, random = Settlements(), Random(seed)
+    unsettled, newest = list[int](), 0
+    for action in actions:
+        if action < 4 or not unsettled:
+            newest += 1
+            unsettled.append(newest)
+        elif action == 4:
+            settlements.frames()
+            assert len(settlements) <= len(unsettled)
+        else:
+            tag = unsettled.pop(random.randrange(len(unsettled)))
+            (settlements.give_back if action == 5 else settlements.acknowledge)(tag)
+    settlements.frames()
+    assert len(settlements) <= len(unsettled)

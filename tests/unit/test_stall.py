@@ -195,3 +195,18 @@ async def test_thread_ends_with_the_watch() -> None:
     with stall.watch(lambda: 1):
         assert "stall" in [thread.name for thread in threading.enumerate()]
     await eventually(lambda: "stall" not in [thread.name for thread in threading.enumerate()])
+
+
+async def test_a_watch_that_fails_ends_the_process_as_a_blocked_loop_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else would see the loop stand still."""
+    ends = list[int]()
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+    def broken() -> float:
+        raise RuntimeError("no answer")
+
+    with capture_logs() as logs, stall.watch(broken, end=ends.append, noticed=0.02):
+        block(0.5)
+        await eventually(lambda: ends)
+    assert ends == [stall.STALLED]
+    assert said(logs, "the watch over the event loop has failed")

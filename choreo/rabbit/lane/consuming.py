@@ -18,13 +18,24 @@ _MAX_PLACES: Final = 4096
 
 
 class Consuming:
-    """Takes over `channel`, on which nothing is consumed yet. `consumer` is what its deliveries are settled with."""
+    """Takes over `channel`, on which nothing is consumed yet. `consumer` is what its deliveries are settled with.
 
-    def __init__(self, lane: Lane, channel: int, consumer: Consumer, on_delivery: OnDelivery) -> None:
+    `failed` is told what keeps settlements from being written: the session is of no use then.
+    """
+
+    def __init__(
+        self,
+        lane: Lane,
+        channel: int,
+        consumer: Consumer,
+        on_delivery: OnDelivery,
+        failed: Callable[[Exception], None],
+    ) -> None:
         self._lane = lane
         self._channel = channel
         self._consumer = consumer
         self._on_delivery = on_delivery
+        self._failed = failed
         self._settlements = Settlements()
         self._loop = asyncio.get_running_loop()
         self._soon: Callable[..., object] = self._loop.call_soon
@@ -91,12 +102,15 @@ class Consuming:
 
     def _write(self) -> None:
         self._writing = False
-        if self._open and (settled := self._settlements.frames()):
-            self._lane.write(
-                b"".join(
-                    frames.requeue(self._channel, each.tag)
-                    if each.back
-                    else frames.ack(self._channel, each.tag, multiple=each.multiple)
-                    for each in settled
+        try:
+            if self._open and (settled := self._settlements.frames()):
+                self._lane.write(
+                    b"".join(
+                        frames.requeue(self._channel, each.tag)
+                        if each.back
+                        else frames.ack(self._channel, each.tag, multiple=each.multiple)
+                        for each in settled
+                    )
                 )
-            )
+        except Exception as error:  # noqa: BLE001 - what was to be written stays unsettled for as long as the session lasts
+            self._failed(error)
