@@ -14,13 +14,12 @@ from hashlib import blake2b
 from secrets import token_hex
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import ValidationError
 from pydantic_core import to_json
 
 from choreo import clock, cloudevents
 from choreo.cloudevents import STRUCTURED
 from choreo.errors import EnvelopeError
-from choreo.event import Declaration, Event, declaration
+from choreo.event import Declaration, Event, codec, declaration
 from choreo.message import (
     ATTEMPT,
     CAUSATION,
@@ -40,7 +39,7 @@ from choreo.message import (
     excess,
     identity,
 )
-from choreo.strict_json import require_strict, strict_json
+from choreo.strict_json import strict_json
 
 _ID, _SOURCE, _TIME = (CE + attribute for attribute in ("id", "source", "time"))
 _OTHER_IDS, _OTHER_SOURCES = (
@@ -91,15 +90,7 @@ class Envelope(NamedTuple):
             fields = strict_json(body)
             if isinstance(fields, dict):
                 body = _lifted(declared, fields, self.version)
-        else:
-            require_strict(body)
-        try:
-            event: E = kind.__pydantic_validator__.validate_json(body)  # model_validate_json costs a third more
-        except ValidationError as error:
-            raise EnvelopeError(
-                Reason.INVALID, f"{self.topic} {self.id} is not a valid {kind.__name__}: {explain(error)}"
-            ) from error
-        return event
+        return codec(kind).read(body, self.topic, self.id)
 
 
 def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> Envelope:
@@ -175,11 +166,12 @@ def seal(
 ) -> Message:
     """Return `event` as a message to publish. With `cause`, it belongs to the cause's transaction, one hop further.
 
-    `siblings`: how many events are emitted together for that cause, this one included.
+    `siblings`: how many events are emitted together for that cause, this one included. Raises UnreadableEvent when its
+    readers would read another event.
     """
     declared = declaration(event)
     return enclose(
-        event.__pydantic_serializer__.to_json(event, by_alias=True),
+        (event.__choreo_codec__ or codec(type(event))).write(event),
         declared.topic,
         declared.version,
         source=source,
@@ -249,15 +241,6 @@ def new_id() -> str:
 def derived_id(cause: str, agent: str, reaction: str, index: int) -> str:
     """Return the id of the event number `index` that `reaction` emits for `cause`: a redelivery emits the same ids."""
     return blake2b(f"{cause}\0{agent}\0{reaction}\0{index}".encode(), digest_size=16).hexdigest()
-
-
-def explain(error: ValidationError) -> str:
-    """Return what is wrong with a body, field by field and without its values."""
-    details = error.errors(include_url=False, include_input=False, include_context=False)
-    lines = [f"{'.'.join(map(str, each['loc'])) or 'body'}: {each['msg']}" for each in details[:10]]
-    if len(details) > len(lines):
-        lines.append(f"and {len(details) - len(lines)} more")
-    return "; ".join(lines)
 
 
 def _lifted(declared: Declaration, body: dict[str, Any], version: int) -> bytes:

@@ -10,7 +10,8 @@ ChoreoError                     1   exit code of a command that ends with it
 │   ├── UnknownAgent            2   no agent of that name
 │   └── UnknownTopic            2   no event declares that topic
 ├── PayloadError               65   data that is not the event it claims to be
-│   └── EnvelopeError          65   a message whose envelope cannot be opened; `reason` goes into the dead letter
+│   ├── EnvelopeError          65   a message whose envelope cannot be opened; `reason` goes into the dead letter
+│   └── UnreadableEvent        65   an event of which its readers would read another one; it is not sent
 ├── ConfigurationError         78   settings, or a broker that is not set up for what is asked
 │   ├── InvalidUrl             78   a broker URL that cannot be used as it stands
 │   ├── AccessRefused          78   the broker answered and refused: credentials, virtual host, permission
@@ -100,6 +101,10 @@ class EnvelopeError(PayloadError):
     def __init__(self, reason: str, message: str, way_out: str = "") -> None:
         super().__init__(message, way_out)
         self.reason = reason
+
+
+class UnreadableEvent(PayloadError):
+    """An event of which its readers would read another one, or none. It is not sent."""
 
 
 class ConfigurationError(ChoreoError):

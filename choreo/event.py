@@ -8,11 +8,16 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict
+from pydantic._internal._model_construction import ModelMetaclass  # there is no public name for the class of classes
+from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 
+from choreo import frames
+from choreo.codec import UNPROVEN, Codec
 from choreo.errors import DeclarationError, EventMutated
+from choreo.wire_keys import Unwritable
 
 TOPIC: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 MAX_TOPIC: Final = (
@@ -20,6 +25,8 @@ MAX_TOPIC: Final = (
 )
 
 Upcast = Callable[[dict[str, Any]], dict[str, Any]]
+
+E = TypeVar("E", bound="Event")
 
 _known: dict[str, type[Event]] = {}
 
@@ -65,18 +72,36 @@ def upcast(*, from_version: int) -> Callable[[Upcast], Upcast]:
     return mark
 
 
-class Event(BaseModel):
+class _Declared(ModelMetaclass):
+    """The class of event classes: what pydantic cannot make is said as choreo says it, with the line of the class."""
+
+    def __new__(mcs, name: str, bases: tuple[type[Any], ...], namespace: dict[str, Any], **keywords: Any) -> type:
+        try:
+            return super().__new__(mcs, name, bases, namespace, **keywords)
+        except PydanticUndefinedAnnotation:
+            raise
+        except PydanticUserError as error:  # also what pydantic has no schema for
+            where = _where(str(namespace.get("__qualname__", name)), str(namespace.get("__module__")))
+            raise DeclarationError(
+                f"event {where}: {error.message.partition(chr(10))[0].strip()}",
+                "annotate its fields with what JSON can say: str, Decimal, datetime, list[...], another model",
+            ) from error
+
+
+class Event(BaseModel, metaclass=_Declared):
     """Base of all events: ``class OrderPlaced(Event, topic="order.placed", version=2): ...``.
 
     Class keywords: `topic` (dot-separated words of letters, digits, `_` and `-`), `version` of the schema (from 1),
     `terminal=True` when nobody needs to consume it, `external=True` when it comes from outside. A class without a topic
     is an abstract base for others. Unknown fields in a body are ignored, so that a publisher may add some.
-    Raises DeclarationError when the class is made: bad or duplicate topic, bad version, upcasts that fit no version.
+    Raises DeclarationError when the class is made: bad or duplicate topic, bad version, upcasts that fit no version, a
+    field that no reader would read back.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     __choreo__: ClassVar[Declaration | None] = None
+    __choreo_codec__: ClassVar[Codec[Any] | None] = None
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         """Take choreo's keywords away from pydantic, which has no use for them."""
@@ -92,7 +117,8 @@ class Event(BaseModel):
         external: bool = False,
         **unknown: Any,
     ) -> None:
-        where = f"event {cls.__qualname__} in {cls.__module__}"
+        cls.__choreo_codec__ = None
+        where = f"event {_where(cls.__qualname__, cls.__module__)}"
         if unknown:
             raise DeclarationError(
                 f"{where} has the unknown class keyword {next(iter(unknown))!r}",
@@ -107,7 +133,25 @@ class Event(BaseModel):
         if type(version) is not int or version < 1:
             raise DeclarationError(f"{where} has version={version!r}", "a version is a whole number from 1")
         cls.__choreo__ = Declaration(topic, version, terminal, external, _upcasts(cls, version, where))
+        if cls.__pydantic_complete__:  # else an annotation names what is defined later
+            cls.__choreo_codec__ = _codec(cls, where)
         _register(cls, topic, where)
+
+    if not TYPE_CHECKING:  # pydantic's plugin for mypy knows the signature of each class
+
+        @classmethod
+        def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
+            """Make an event without validation, as pydantic does. Before it is published it is looked at."""
+            made = super().model_construct(_fields_set, **values)
+            made.__dict__[UNPROVEN] = True
+            return made
+
+        def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+            """Copy the event, as pydantic does. Before one with an `update` is published it is looked at."""
+            made = super().model_copy(update=update, deep=deep)
+            if update:
+                made.__dict__[UNPROVEN] = True
+            return made
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse, with the mend: an event that has happened does not change."""
@@ -142,6 +186,25 @@ def declaration(event: type[Event] | Event) -> Declaration:
     return declared
 
 
+def codec(kind: type[E]) -> Codec[E]:
+    """Return what writes and reads events of the class `kind`.
+
+    Raises DeclarationError: an annotation names what is defined nowhere, or a field that no reader would read back.
+    """
+    found = kind.__choreo_codec__
+    if found is None:
+        where = f"event {kind.__qualname__} in {kind.__module__}"
+        try:
+            kind.model_rebuild()
+        except PydanticUndefinedAnnotation as error:
+            raise DeclarationError(
+                f"{where}: its annotations name {error.name!r}, which is not known there",
+                "import it in that module, and not under TYPE_CHECKING only",
+            ) from None
+        found = kind.__choreo_codec__ = _codec(kind, where)
+    return found
+
+
 def known() -> Mapping[str, type[Event]]:
     """Return a live, read-only view of every event class that has been imported, by topic."""
     return MappingProxyType(_known)
@@ -160,6 +223,23 @@ def _check_imported_once(cls: type[Event], other: type[Event]) -> None:
         f"{ours} is imported twice, as {other.__module__} and as {cls.__module__}: its events exist twice",
         f"import it by one name everywhere, the one that choreo uses: from {name} import {cls.__name__}",
     )
+
+
+def _codec(kind: type[E], where: str) -> Codec[E]:
+    try:
+        return Codec(kind)
+    except Unwritable as error:
+        raise DeclarationError(f"{where}: {error}", error.way_out) from error.__cause__
+
+
+def _where(name: str, module: str) -> str:
+    """Return what an event class is called, and the file and line where it is being made."""
+    frame = sys._getframe(1)  # noqa: SLF001 - pydantic stands in between, at a depth of its own
+    while frame.f_back is not None and frame.f_globals.get("__name__") != module:
+        frame = frame.f_back
+    if frame.f_globals.get("__name__") != module:
+        return f"{name} in {module}"
+    return f"{name} in {module} ({frames.near(frame.f_code.co_filename)}:{frame.f_lineno})"
 
 
 def _check_topic(topic: object, where: str) -> None:

@@ -60,6 +60,7 @@ class Reason(StrEnum):
     FAILED = "failed"
     EXHAUSTED = "exhausted"
     UNDECLARED = "undeclared-event"
+    UNREADABLE = "unreadable-event"
     UNROUTABLE = "unroutable"
     REFUSED = "refused"
     LOOP = "loop"

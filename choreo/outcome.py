@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from choreo.errors import EnvelopeError, NotEmitted, PublishFailed, PublishRefused, UndeclaredEvent
+from choreo.errors import EnvelopeError, NotEmitted, PublishFailed, PublishRefused, UndeclaredEvent, UnreadableEvent
 from choreo.message import Reason
 from choreo.reaction import Reaction
 
@@ -51,6 +51,8 @@ def decide(reaction: Reaction | None, error: BaseException, *, attempt: int, ela
         return DeadLetter(error.reason)
     if isinstance(error, UndeclaredEvent):
         return DeadLetter(Reason.UNDECLARED)
+    if isinstance(error, UnreadableEvent):
+        return DeadLetter(Reason.UNREADABLE)
     if isinstance(error, PublishFailed):
         return _unconfirmed(error, attempt)
     policy = reaction.retry if reaction is not None else None

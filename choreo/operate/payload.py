@@ -10,9 +10,9 @@ from typing import Any, Final, Self
 
 from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, ValidationError
 
-from choreo.envelope import enclose, explain
+from choreo.envelope import enclose
 from choreo.errors import EnvelopeError, PayloadError, UnknownTopic, UsageError
-from choreo.event import MAX_TOPIC, TOPIC, Event, declaration, known
+from choreo.event import MAX_TOPIC, TOPIC, Event, codec, declaration, known
 from choreo.message import Message
 from choreo.strict_json import strict_json
 
@@ -135,14 +135,16 @@ class Form:
         except ValidationError as error:
             unknown = [key for key in value if key not in _fields(kind)] if isinstance(value, dict) else []
             reasons = [
-                explain(error),
+                codec(kind).explain(error),
                 *(_no_field(key, kind) for key in unknown if kind.model_config.get("extra") == "ignore"),
             ]
             raise self._invalid(kind, reasons) from None
+        except Exception as error:
+            raise self._invalid(kind, [codec(kind).explain(error)]) from error
         ignored = [_no_field(path, model) for path, model in _ignored(event, value)]
         if ignored:
             raise self._invalid(kind, ignored)
-        return event.model_dump_json(by_alias=True).encode()
+        return codec(kind).write(event)
 
     def _numbers_as_texts(self, value: Any, error: ValidationError) -> bytes | None:
         """Return the body with numbers of --set as texts where the event has no use for a number; None: nowhere.
@@ -222,6 +224,13 @@ def _fields(model: type[BaseModel]) -> dict[str, str]:
     return keys
 
 
+def _led_inwards(model: type[BaseModel]) -> set[str | int]:
+    """Return the keys of which `model` reads only something inside."""
+    aliases = [field.validation_alias for field in model.model_fields.values()]
+    ways = [each for alias in aliases for each in (alias.choices if isinstance(alias, AliasChoices) else [alias])]
+    return {each.path[0] for each in ways if isinstance(each, AliasPath) and len(each.path) > 1}
+
+
 def _ignored(event: Event, value: Any) -> Iterator[tuple[str, type[BaseModel]]]:
     """Yield what of `value` found no place in `event`, at any depth, and the model that has no such field.
 
@@ -235,9 +244,9 @@ def _ignored(event: Event, value: Any) -> Iterator[tuple[str, type[BaseModel]]]:
         elif isinstance(made, BaseModel) and isinstance(given, dict):
             fields = _fields(type(made))
             for key, each in given.items():
-                if key in fields:
+                if key in fields and key not in _led_inwards(type(made)):
                     waiting.append((f"{path}{key}.", getattr(made, fields[key]), each))
-                elif made.model_config.get("extra") != "allow":
+                elif key not in fields and made.model_config.get("extra") != "allow":
                     yield path + key, type(made)
         elif isinstance(made, dict) and isinstance(given, dict):
             waiting += [(f"{path}{key}.", made[key], each) for key, each in given.items() if key in made]
