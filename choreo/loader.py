@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import os.path
 import re
 import sys
 import warnings
@@ -216,17 +217,20 @@ def _agents(module: ModuleType) -> list[Agent]:
 
 def _named(name: str, agent: Agent, where: str) -> Agent:
     if agent.name != name:
-        raise DeclarationError(
+        # A dash for an underscore is a slip of who asks; an entry point that offers another agent is declared wrongly.
+        kind = UnknownAgent if _stem(agent.name) == _stem(name) else DeclarationError
+        raise kind(
             f'{where} holds the agent "{agent.name}", not "{name}"',
             f'ask for {agent.name}, or declare Agent("{name}")',
         )
     return agent
 
 
-def _unknown(name: str, folder: Path) -> UnknownAgent:
+def _unknown(name: str, folder: Path) -> UnknownAgent | DeclarationError:
+    """Return the error for a name that no file has: nobody's, or that of an agent in a file of another name."""
     for other, file in _declared(folder):
         if other == name:
-            return UnknownAgent(*_misplaced(name, file))
+            return DeclarationError(*_misplaced(name, file))
     names = known(folder)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
@@ -239,10 +243,12 @@ def _unknown(name: str, folder: Path) -> UnknownAgent:
 
 
 def _misplaced(name: str, file: Path) -> tuple[str, str]:
-    stem = _stem(name)
+    place = file.parent / f"{_stem(name)}.py"
+    rename = f'name it as its file: Agent("{file.stem}")'
     return (
-        f'{_short(file)} holds the agent "{name}", whose file would be {file.parent.name}/{stem}.py',
-        f'move it there, or name it as its file: Agent("{file.stem}")',
+        f'{_short(file)} holds the agent "{name}", whose file would be {_short(place)}',
+        # Not "move it" where a file would be overwritten, be it one that declares no agent.
+        f"{_short(place)} is another file, so {rename}" if os.path.lexists(place) else f"move it there, or {rename}",
     )
 
 

@@ -30,9 +30,8 @@ def sealed(
         if type(event) not in allowed:
             names = ", ".join(each.__name__ for each in allowed) or "nothing"
             raise UndeclaredEvent(
-                f"{function!r} of agent {agent.name} returned {type(event).__name__},"
-                f" but its signature announces {names}",
-                "add it to the return annotation",
+                f"{function!r} of agent {agent.name} returned {_called(event)}, but its signature announces {names}",
+                _way_out(event, allowed),
             )
     bound = reaction.max_tree or agent.max_tree
     if cause.tree * len(events) > bound:
@@ -49,6 +48,21 @@ def sealed(
             raise NotEmitted(Reason.TOO_LARGE, too_large(message, max_body))
         messages.append(message)
     return messages
+
+
+def _called(returned: object) -> str:
+    return f"the class {returned.__name__}" if isinstance(returned, type) else type(returned).__name__
+
+
+def _way_out(returned: object, allowed: Sequence[type[Event]]) -> str:
+    """Return what to do about something that was returned and not announced; annotations announce events alone."""
+    kind = returned if isinstance(returned, type) else type(returned)
+    if not issubclass(kind, Event):
+        such = f", such as {allowed[0].__name__}(...)" if allowed else ""
+        return f"a reaction returns events{such}" if returned is not None else "leave None out of what it returns"
+    if isinstance(returned, type):
+        return f"return one: {kind.__name__}(...)"
+    return "add it to the return annotation"
 
 
 def too_large(message: Message, max_body: int) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from choreo.errors import ChoreoError, NotEmitted, PublishRefused, PublishUnknown
+from choreo.agent import Agent
+from choreo.envelope import open_envelope
+from choreo.errors import ChoreoError, NotEmitted, PublishRefused, PublishUnknown, UndeclaredEvent
 from choreo.event import Event
-from choreo.message import Reason
-from choreo.runtime.emission import require_stored
+from choreo.message import Message, Reason
+from choreo.runtime.emission import require_stored, sealed
 from choreo.transport import Confirmed, Publication, Refused, Unknown, nacked
 
 
@@ -49,3 +53,29 @@ def test_not_stored(event: Event, result: Publication, error: type[ChoreoError])
     if isinstance(raised.value, NotEmitted):
         assert raised.value.reason == Reason.REFUSED
         assert "no such exchange" in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("returned", "what", "way_out"),
+    [
+        ({"order": 1}, "dict", "a reaction returns events, such as Paid(...)"),
+        ("paid", "str", "a reaction returns events, such as Paid(...)"),
+        (None, "NoneType", "leave None out of what it returns"),
+        (Paid, "the class Paid", "return one: Paid(...)"),
+        (dict, "the class dict", "a reaction returns events, such as Paid(...)"),
+        (Closed(), "Closed", "add it to the return annotation"),
+    ],
+)
+def test_what_is_not_announced_is_said_with_a_way_out_that_works(returned: Any, what: str, way_out: str) -> None:
+    """Only an event can be added to the annotation."""
+    agent = Agent("till")
+
+    @agent.on
+    async def pay(closed: Closed) -> Paid:
+        return Paid()
+
+    cause = open_envelope(Message(b"{}"), "test-emission.closed")
+    with pytest.raises(UndeclaredEvent) as raised:
+        sealed(agent, agent.reactions[0], cause, [returned], last_word=False, max_body=1000)
+    assert raised.value.message == f"'pay' of agent till returned {what}, but its signature announces Paid"
+    assert raised.value.way_out == way_out

@@ -276,18 +276,30 @@ def test_an_agent_in_a_file_of_another_name(folder: Path, write: Write):
     """An agent is found by its file; where another file declares it, the message says which and what to do."""
     write("pay", AGENT.format(name="payment"))
 
-    error = refused(UnknownAgent, "payment", folder)
+    error = refused(DeclarationError, "payment", folder)
     assert error.message == 'crew/pay.py holds the agent "payment", whose file would be crew/payment.py'
+    with pytest.raises(DeclarationError, match="whose file would be"):
+        load_all(folder)
     error = refused(DeclarationError, "pay", folder)
     assert error.message == 'crew/pay.py holds the agent "payment", whose file would be crew/payment.py'
     assert error.way_out == 'move it there, or name it as its file: Agent("pay")'
+
+
+def test_nothing_is_told_to_be_overwritten(folder: Path, write: Write):
+    """Where the file of an agent's name is there already, the agent is renamed and not moved."""
+    write("pay", AGENT.format(name="payment"))
+    write("payment", "PRICE = 3\n")
+
+    error = refused(DeclarationError, "pay", folder)
+
+    assert error.way_out == 'crew/payment.py is another file, so name it as its file: Agent("pay")'
 
 
 def test_an_underscore_where_the_agent_has_a_dash(folder: Path, write: Write):
     """Both names lead to one file, and only the agent's own is its name."""
     write("order_audit", AGENT.format(name="order-audit"))
 
-    error = refused(DeclarationError, "order_audit", folder)
+    error = refused(UnknownAgent, "order_audit", folder)
 
     assert error.message == 'crew/order_audit.py holds the agent "order-audit", not "order_audit"'
     assert error.way_out == 'ask for order-audit, or declare Agent("order_audit")'
