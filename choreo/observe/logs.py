@@ -113,6 +113,14 @@ def _wrapper(threshold: int, *, handled: bool) -> type[structlog.typing.Filterin
     return type("Logger", (everybody,), {_OF_DELIVERIES: structlog.make_filtering_bound_logger(logging.DEBUG)})
 
 
+def shown(error: BaseException) -> str:
+    """Return the repr of an exception, also of one that has none."""
+    try:
+        return repr(error)
+    except BaseException:  # noqa: BLE001 - an exception's own __repr__ is the user's code too
+        return f"<{type(error).__name__}, whose repr fails>"
+
+
 def _chain(format: Format) -> list[Processor]:  # noqa: A002
     compact = format == "compact"
     shared: list[Processor] = [

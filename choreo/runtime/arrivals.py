@@ -61,7 +61,7 @@ class Arrivals(Generic[T]):
         self._taken = 0
 
     def _wake(self) -> None:
-        if self._woken or self._closed or not self._free or not self._arrived:
+        if self._woken or self._closed or self._free < 1 or not self._arrived:
             return
         while self._idle:
             turn = self._idle.popleft()
@@ -70,6 +70,19 @@ class Arrivals(Generic[T]):
                 self._woken = True
                 return
         self._woken = self._more()
+
+    def _hold(self, over: asyncio.Future[None], at_most: float) -> None:
+        self._free -= 1
+
+        def give_back(_: object = None) -> None:
+            if timer.cancelled():
+                return
+            timer.cancel()
+            self._free += 1
+            self._wake()
+
+        timer = asyncio.get_running_loop().call_later(at_most, give_back)
+        over.add_done_callback(give_back)
 
     async def _turn(self) -> None:
         turn = asyncio.get_running_loop().create_future()
@@ -117,7 +130,7 @@ class Seat(Generic[T]):
         """Return the next one, if there is one and a free place: for a task that has just ended with another."""
         self.leave()
         pool = self._arrivals
-        if pool._closed or not pool._arrived or not pool._free:
+        if pool._closed or not pool._arrived or pool._free < 1:
             return None
         pool._free -= 1
         self._busy = True
@@ -138,6 +151,13 @@ class Seat(Generic[T]):
         finally:
             pool._resting -= 1
             pool._wake()
+
+    def hold(self, over: asyncio.Future[None], at_most: float) -> None:
+        """Keep one place more from everybody, for what goes on besides: until `over`, `at_most` seconds.
+
+        That may be one more than there are, while who asks for it has a place too.
+        """
+        self._arrivals._hold(over, at_most)
 
     def leave(self) -> None:
         """Give the place to somebody else, if it has not been given yet."""

@@ -7,6 +7,7 @@ so a coroutine takes its first step without one, and gets it when that step ends
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import os
@@ -32,6 +33,12 @@ T = TypeVar("T")
 
 _logger = get_logger()
 
+GoesOn = Callable[[asyncio.Future[None]], None]
+
+
+def _nobody_minds(_: asyncio.Future[None]) -> None:
+    """Take no note of a thread that goes on."""
+
 
 @dataclass(slots=True)
 class Run:
@@ -53,23 +60,32 @@ def about_a_reaction(function: Callable[..., T]) -> Callable[..., T]:
 
 
 async def call(
-    reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Executor | None
+    reaction: Reaction,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    executor: Executor | None,
+    goes_on: GoesOn = _nobody_minds,
 ) -> list[Event]:
     """Return what `function` gives, as `begin` does, when it has it all."""
-    given = begin(reaction, function, arguments, executor)
+    given = begin(reaction, function, arguments, executor, goes_on)
     return given if isinstance(given, list) else await given
 
 
 @about_a_reaction
 def begin(
-    reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...], executor: Executor | None
+    reaction: Reaction,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    executor: Executor | None,
+    goes_on: GoesOn = _nobody_minds,
 ) -> list[Event] | Awaitable[list[Event]]:
     """Return what `function`, of `reaction`, gives: called in a thread of `executor` or, without one, on the loop.
 
     That is to be awaited if the function waits for something. Raises ReactionTimeout when it has waited for longer than
-    the reaction may, besides what the function raises.
+    the reaction may, besides what the function raises. A thread cannot be stopped: when nobody waits for it any more,
+    `goes_on` is given what is done when it ends, and what comes of it is dropped.
     """
-    work = function(*arguments) if executor is None else _threaded(executor, reaction, function, arguments)
+    work = function(*arguments) if executor is None else _threaded(executor, reaction, function, arguments, goes_on)
     if type(work) is not types.CoroutineType:
         work = _unfolded(work)
     try:
@@ -154,15 +170,61 @@ async def _unfolded(result: Any) -> Any:
     return [event async for event in result] if isinstance(result, AsyncIterator) else result
 
 
+class _Thread:
+    """A call in a thread, as both sides see it. Each side writes before it reads, so that one of them always knows."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._begun = self._ended = self._given_up = False
+        self._over: asyncio.Future[None] | None = None
+
+    def begin(self) -> bool:
+        """Say, in the thread, whether anybody still wants the call."""
+        self._begun = True
+        return not self._given_up
+
+    def end(self) -> None:
+        """Tell the loop, from the thread, that the call is over."""
+        self._ended = True
+        if self._over is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._tell)
+
+    def give_up(self) -> asyncio.Future[None] | None:
+        """Return what is done when the thread ends; None if it has ended, or will not begin any more."""
+        self._given_up = True
+        if not self._begun:
+            return None
+        self._over = self._loop.create_future()
+        return None if self._ended else self._over
+
+    def _tell(self) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
+
+
 async def _threaded(
-    executor: Executor, reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...]
+    executor: Executor,
+    reaction: Reaction,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    goes_on: GoesOn,
 ) -> Any:
     run = contextvars.copy_context().run
     loop = asyncio.get_running_loop()
-    return await _unfolded(await loop.run_in_executor(executor, run, _in_thread, reaction, function, arguments))
+    thread = _Thread(loop)
+    try:
+        result = await loop.run_in_executor(executor, run, _in_thread, thread, reaction, function, arguments)
+    except asyncio.CancelledError:
+        if (over := thread.give_up()) is not None:
+            goes_on(over)
+        raise
+    return await _unfolded(result)
 
 
-def _in_thread(reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _in_thread(thread: _Thread, reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    if not thread.begin():
+        return None
     run = _runs[threading.get_ident()] = Run(reaction, time.monotonic())
     try:
         result = function(*arguments)
@@ -174,3 +236,4 @@ def _in_thread(reaction: Reaction, function: Callable[..., Any], arguments: tupl
         run.ended = time.monotonic()
         if forks.forked:
             end_child(reaction)
+        thread.end()

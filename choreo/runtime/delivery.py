@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from itertools import count
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ from choreo.reaction import Context, Reaction
 from choreo.runtime.calling import about_a_reaction, begin, call, end_child
 from choreo.runtime.emission import require_stored, sealed
 from choreo.runtime.rounds import Rounds
+from choreo.runtime.underway import Underway
 from choreo.topology import Names, return_key, topic_of
 from choreo.transport import Confirmed, Delivery, Refused, Session
 
@@ -50,18 +52,26 @@ class Counters:
     emitted: int = 0
 
 
+Hold = Callable[[asyncio.Future[None], float], None]
+
+
+def _no_place(_over: asyncio.Future[None], _at_most: float) -> None:
+    """Hold nothing."""
+
+
 class _SessionLostError(Exception):
     """The session ended under a delivery, which the broker gives to somebody else."""
 
 
 @dataclass(slots=True)
 class _Case:
-    """One delivery and what is known of it so far. `tries` includes the one under way, `leave` is called after it."""
+    """One delivery and what is known of it so far. `tries` includes the one under way. For the others see `deliver`."""
 
     session: Session
     delivery: Delivery
     topic: str
     leave: Callable[[], None]
+    hold: Hold
     tries: int = 1
     first_failure: datetime | None = None
     envelope: Envelope | None = None
@@ -84,17 +94,28 @@ class Courier:
     rounds: Rounds = field(default_factory=Rounds)
     running: dict[int, asyncio.Task[Any]] = field(default_factory=dict)  # by id() of what a reaction runs for
     given_up: dict[int, ChoreoError] = field(default_factory=dict)
+    underway: Underway = field(default_factory=Underway)
     ending: asyncio.Event = field(default_factory=asyncio.Event)  # set before the worker cancels what still runs
     log: structlog.typing.FilteringBoundLogger = field(default_factory=logs.of_deliveries)
 
-    async def deliver(self, session: Session, delivery: Delivery, leave: Callable[[], None] = lambda: None) -> None:
+    async def deliver(
+        self,
+        session: Session,
+        delivery: Delivery,
+        leave: Callable[[], None] = lambda: None,
+        hold: Hold = _no_place,
+    ) -> None:
         """Take `delivery` to settled. Only cancellation and a lost session leave it for a redelivery.
 
         `leave` is called when none of the user's code will run any more, and only the broker's word is waited for.
+        `hold` is called when a thread goes on all the same, with what is done at its end, and the seconds for which it
+        counts at most.
         """
         if session.lost.done():
             return  # arrived while the session went; it will arrive again
-        case = _Case(session, delivery, topic_of(self.names, delivery.exchange, delivery.routing_key) or "", leave)
+        case = _Case(
+            session, delivery, topic_of(self.names, delivery.exchange, delivery.routing_key) or "", leave, hold
+        )
         try:
             failure = await self._try(case)
             while failure is not None:
@@ -113,8 +134,13 @@ class Courier:
         try:
             opened, reaction = self._open(case)
             arguments = (case.event, self._context(case, opened, reaction)) if reaction.takes_context else (case.event,)
-            executor = self.executor if reaction.in_thread else None
-            given = begin(reaction, reaction.function, arguments, executor)
+            if self.underway and (case.tries > 1 or case.delivery.redelivered):
+                await self.underway.wait(opened, reaction)
+            if reaction.in_thread:
+                goes_on = partial(self._goes_on, case, opened, reaction)
+                given = begin(reaction, reaction.function, arguments, self.executor, goes_on)
+            else:
+                given = begin(reaction, reaction.function, arguments, None)
             events = given if isinstance(given, list) else await self._waited(case, given)
             if forks.forked:
                 end_child(reaction)
@@ -136,7 +162,10 @@ class Courier:
         """Await what a reaction gives, unless `end` ends it."""
         task, key = asyncio.current_task(), id(case.delivery)
         assert task is not None
+        assert case.envelope is not None
+        event_id = case.envelope.id
         self.running[key] = task
+        self.underway.begin(event_id)
         try:
             return await given
         except asyncio.CancelledError:
@@ -146,8 +175,15 @@ class Courier:
             task.uncancel()
             raise error from None
         finally:
+            self.underway.end(event_id)
             del self.running[key]
             self.given_up.pop(key, None)
+
+    def _goes_on(self, case: _Case, opened: Envelope, reaction: Reaction, over: asyncio.Future[None]) -> None:
+        """Note that a thread goes on after its deadline: its event is under way, and its place taken, until it ends."""
+        self.underway.begin(opened.id)
+        over.add_done_callback(lambda _: self.underway.end(opened.id))
+        case.hold(over, reaction.timeout)
 
     def end(self, delivery: Delivery, error: ChoreoError) -> None:
         """End the reaction that runs for `delivery`, with `error`; nothing happens when none is waited for."""
@@ -169,11 +205,11 @@ class Courier:
             error, decision = _after(error, second), DeadLetter(Reason.FAILED)
         match decision:
             case TryNow():
-                self._log(case).warning("failed", error=_shown(error), next="try again at once")
+                self._log(case).warning("failed", error=logs.shown(error), next="try again at once")
                 case.tries += 1
                 return await self._try(case)
             case TryLater(delay):
-                self._log(case).warning("failed", error=_shown(error), next=f"try again in {delay} s")
+                self._log(case).warning("failed", error=logs.shown(error), next=f"try again in {delay} s")
                 await self._store(case, self.names.delay, return_key(self.agent.name, delay), self._retry(case))
                 self.counters.retried += 1
             case Otherwise():
@@ -268,7 +304,8 @@ class Courier:
         assert last_word is not None
         try:
             executor = None if inspect.iscoroutinefunction(last_word) else self.executor
-            events = await call(reaction, last_word, (case.event, error), executor)
+            goes_on = partial(self._goes_on, case, opened, reaction)
+            events = await call(reaction, last_word, (case.event, error), executor, goes_on)
             if events:
                 await self._emit(case, opened, reaction, events, last_word=True)
         except (PublishFailed, NotEmitted) as error_of_emission:
@@ -279,7 +316,7 @@ class Courier:
             await self._bury(case, _after(error, second), Reason.FAILED)
             return None
         self.counters.handled += 1
-        self._log(case).warning("failed", error=_shown(error), next="otherwise", emitted=_topics(events))
+        self._log(case).warning("failed", error=logs.shown(error), next="otherwise", emitted=_topics(events))
         return None
 
     def _retry(self, case: _Case) -> Message:
@@ -311,7 +348,7 @@ class Courier:
             letter.headers[CE + "id"] = case.envelope.id  # also one that came without: --id can name it
         await self._store(case, self.names.dead, self.agent.name, letter)
         self.counters.dead += 1
-        self._log(case).warning("dead letter", reason=str(reason), error=_shown(error))
+        self._log(case).warning("dead letter", reason=str(reason), error=logs.shown(error))
 
     async def _store(self, case: _Case, exchange: str, routing_key: str, message: Message) -> None:
         """Publish a retry or a dead letter until it is confirmed; the delivery stays unsettled as long as it is not."""
@@ -360,10 +397,3 @@ def _after(first: BaseException, second: BaseException) -> BaseException:
     """Return `second` as what was raised while `first` was handled, also where its class lets nothing be set."""
     BaseException.__setattr__(second, "__context__", first)
     return second
-
-
-def _shown(error: BaseException) -> str:
-    try:
-        return repr(error)
-    except BaseException:  # noqa: BLE001 - an exception's own __repr__ is the user's code too
-        return f"<{type(error).__name__}, whose repr fails>"

@@ -114,7 +114,7 @@ class Drainers:
                     return
                 (session, delivery), following = following, None
                 try:
-                    await self.courier.deliver(session, delivery, seat.leave)
+                    await self.courier.deliver(session, delivery, seat.leave, seat.hold)
                 except Exception:
                     # Nothing of the user's code ends here, so this is a defect of choreo's. It must not cost a place in
                     # the prefetch window for ever, nor become a loop without a pause.

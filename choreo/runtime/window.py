@@ -44,10 +44,12 @@ def _nothing(_delivery: Delivery, _error: ChoreoError) -> None:
 def longest_way(reaction: Reaction, publish_timeout: float) -> float:
     """Return the seconds that a delivery of `reaction` may take once it has begun.
 
-    That is every try in this process, and the last word, each with the confirmation of what it emits.
+    That is every try in this process, and the last word, each with the confirmation of what it emits. A thread may go
+    on after its deadline, and the next try waits for it.
     """
-    tries = 1 + (reaction.retry.immediate if reaction.retry is not None else 0)
-    return (tries + (reaction.otherwise is not None)) * (reaction.timeout + publish_timeout)
+    again = reaction.retry.immediate if reaction.retry is not None else 0
+    waiting = again * reaction.timeout if reaction.in_thread else 0.0
+    return (1 + again + (reaction.otherwise is not None)) * (reaction.timeout + publish_timeout) + waiting
 
 
 def affordable(prefetch: int, concurrency: int, longest: float) -> int:
