@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 import sys
 from collections.abc import Callable
@@ -61,7 +62,7 @@ class Agent:
         self.timeout = _deadline(timeout, f"agent {name}")
         self.max_hops = _bound("max_hops", max_hops, 1_000_000, f"agent {name}")
         self.max_tree = _bound("max_tree", max_tree, 1_000_000_000, f"agent {name}")
-        self.lifespan = lifespan
+        self.lifespan = None if lifespan is None else usable(lifespan, f"agent {name}")
         self.description = (caller.f_globals.get("__doc__") or "").strip().partition("\n")[0]
         self.where = f"{relative(caller.f_code.co_filename)}:{caller.f_lineno}"
         self._reactions: dict[str, Reaction] = {}
@@ -223,6 +224,35 @@ def _subscriptions(subscription: str | None, consumes: tuple[type[Event], ...], 
         raise DeclarationError(f"{what} takes {stray}, which {subscription!r} does not match", "widen the pattern")
     # With events named, their own topics are enough: what else the pattern matches would be a dead letter here.
     return topics or (subscription,)
+
+
+def usable(lifespan: Lifespan, what: str) -> Lifespan:
+    """Return `lifespan`. Raises DeclarationError for what is no function that returns an async context manager."""
+    given: Any = lifespan
+    inner = inspect.unwrap(given) if callable(given) else given
+    where = f" ({place(inner)})" if inspect.isfunction(inner) else ""
+    found = f"{what}: its lifespan {getattr(given, '__name__', None) or f'{given!r:.60}'}{where}"
+    decorated = "write @asynccontextmanager over it, and yield what the reactions need: async def lifespan(): ... yield"
+    if not isinstance(given, type) and hasattr(given, "__aenter__"):
+        raise DeclarationError(f"{found} has been called already", "give the function itself, without ()")
+    if not callable(given):
+        raise DeclarationError(f"{found} is no function", decorated)
+    if inspect.isasyncgenfunction(given):
+        raise DeclarationError(f"{found} is an async generator and no context manager", decorated)
+    if inspect.iscoroutinefunction(given):
+        raise DeclarationError(f"{found} is a coroutine function and no context manager", decorated)
+    if inspect.isgeneratorfunction(inner) or (isinstance(given, type) and not hasattr(given, "__aenter__")):
+        raise DeclarationError(f"{found} is no asynchronous context manager", decorated)
+    try:
+        inspect.signature(given).bind()
+    except TypeError as error:
+        raise DeclarationError(
+            f"{found} cannot be called without arguments: {error}",
+            "it takes none: what it needs it gets from its module, or by functools.partial",
+        ) from None
+    except ValueError:
+        pass  # of some built-in: it is seen when it is called
+    return lifespan
 
 
 def _policy(retry: Retry | None, what: str) -> Retry | None:

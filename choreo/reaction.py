@@ -15,22 +15,15 @@ import structlog
 
 from choreo.envelope import Envelope
 from choreo.errors import DeclarationError
-from choreo.event import Event, declaration
+from choreo.event import Event, codec, declaration
 from choreo.logger import guarded
 from choreo.retry import Retry
 
-_ONE_OR_MANY = (
-    list,
-    tuple,
-    collections.abc.Sequence,
-    collections.abc.Iterable,
-    collections.abc.Iterator,
+_RETURNS = "A, A | B, A | None, list[A], Iterable[A], AsyncIterator[A] or None, of event classes"
+_GENERATORS = (
     collections.abc.Generator,
-    collections.abc.AsyncIterable,
-    collections.abc.AsyncIterator,
     collections.abc.AsyncGenerator,
-)
-_RETURNS = "A, A | B, A | None, list[A], AsyncIterator[A] or None, of event classes"
+)  # of A, what is sent to them, what they return
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +198,7 @@ def _consumed(annotation: Any, name: str, what: str) -> tuple[type[Event], ...]:
             "annotate it with the event it takes (an Event class, a union of them, or Envelope)",
         )
     for each in members:
-        declaration(each)
+        _require_usable(each)
     return members
 
 
@@ -213,38 +206,76 @@ def _returned(hints: Mapping[str, Any], what: str) -> tuple[type[Event], ...]:
     if "return" not in hints:
         raise DeclarationError(f"{what} has no return annotation", f"say what it emits: {_RETURNS}")
     found: list[type[Event]] = []
-    for each in _flattened(hints["return"]):
+    for each in _emitted(hints["return"], many=False):
         if not _is_event(each):
-            raise DeclarationError(
-                f"{what} returns {getattr(each, '__qualname__', each)}", f"a reaction returns {_RETURNS}"
-            )
-        declaration(each)
+            raise DeclarationError(f"{what} returns {_named(each)}", f"a reaction returns {_RETURNS}")
+        _require_usable(each)
         if each not in found:
             found.append(each)
     return tuple(found)
 
 
-def _flattened(annotation: Any) -> list[Any]:
-    """Return the members of unions, lists and iterators, without None."""
+def _emitted(annotation: Any, *, many: bool) -> list[Any]:
+    """Return the members of unions and of what one can iterate over, without None; `many`: inside the latter.
+
+    What is read here is what `runtime.calling` makes of what a reaction returns.
+    """
+    annotation = _plain(annotation)
     if annotation is None or annotation is types.NoneType or annotation is Ellipsis:
         return []
-    origin = typing.get_origin(annotation)
-    if origin in (typing.Union, types.UnionType) or origin in _ONE_OR_MANY:
-        return [each for member in typing.get_args(annotation) for each in _flattened(member)]
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return [each for member in inside for each in _emitted(member, many=many)]
+    if not many and _holds_many(origin):
+        members = inside[:1] if origin in _GENERATORS else inside
+        return [each for member in members for each in _emitted(member, many=True)]
     return [annotation]
 
 
+def _holds_many(origin: Any) -> bool:
+    if not isinstance(origin, type) or issubclass(origin, Mapping | str | bytes):
+        return False
+    return issubclass(origin, collections.abc.Iterable | collections.abc.AsyncIterable)
+
+
 def _members(annotation: Any) -> tuple[Any, ...]:
+    annotation = _plain(annotation)
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return typing.get_args(annotation)
+        return tuple(each for member in typing.get_args(annotation) for each in _members(member))
     return (annotation,)
+
+
+def _plain(annotation: Any) -> Any:
+    """Return what an annotation comes to without the names that it was given: type X = A, NewType, Annotated."""
+    while True:
+        origin = typing.get_origin(annotation)
+        if hasattr(annotation, "__supertype__"):
+            annotation = annotation.__supertype__
+        elif origin is typing.Annotated:
+            annotation = typing.get_args(annotation)[0]
+        elif origin is not None and hasattr(origin, "__value__"):  # type Many[T] = list[T], of which one is Many[A]
+            annotation = origin.__value__[typing.get_args(annotation)]
+        elif origin is None and hasattr(annotation, "__value__"):
+            annotation = annotation.__value__
+        else:
+            return annotation
 
 
 def _is_event(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Event) and annotation is not Event
 
 
+def _require_usable(event: type[Event]) -> None:
+    """Raise DeclarationError for an event without a topic, or one that nobody could read back."""
+    declaration(event)
+    codec(event)
+
+
+def _named(annotation: Any) -> str:
+    return str(annotation) if typing.get_origin(annotation) else getattr(annotation, "__qualname__", str(annotation))
+
+
 def _shown(annotation: Any) -> str:
     if annotation is None:
         return "not annotated"
-    return f"annotated {getattr(annotation, '__qualname__', annotation)}"
+    return f"annotated {_named(annotation)}"

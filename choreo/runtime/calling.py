@@ -14,20 +14,26 @@ import os
 import threading
 import time
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Final, TypeVar
 
+from pydantic import BaseModel
+
 from choreo import forks
 from choreo.envelope import Envelope
 from choreo.errors import ReactionTimeout
-from choreo.event import Event
+from choreo.event import Event, codec, declaration
 from choreo.logger import get_logger
 from choreo.reaction import Reaction
 
 CHILD_CAME_BACK: Final = 70  # the exit code of such a child: EX_SOFTWARE of sysexits.h
+
+# One thing, although Python can iterate over it.
+_ONE: Final = (Envelope, BaseModel, Mapping, str, bytes)
 
 T = TypeVar("T")
 
@@ -87,13 +93,13 @@ def begin(
     """
     work = function(*arguments) if executor is None else _threaded(executor, reaction, function, arguments, goes_on)
     if type(work) is not types.CoroutineType:
-        work = _unfolded(work)
+        work = unfolded(work)
     try:
         awaited = work.send(None)
     except StopIteration as end:
-        if isinstance(end.value, AsyncIterator):
-            return _within(reaction, _unfolded(end.value))
-        return _events(end.value)
+        if isinstance(end.value, AsyncIterable):
+            return _within(reaction, unfolded(end.value))
+        return listed(end.value)
     return _within(reaction, _rest(work, awaited))
 
 
@@ -120,18 +126,28 @@ def in_threads(since: float, until: float) -> list[Reaction]:
     return list({id(run.reaction): run.reaction for run in runs}.values())
 
 
-def _events(result: Any) -> list[Event]:
+def listed(result: Any) -> list[Any]:
+    """Return what a reaction has returned as a list of events: none for None, those of whatever can be iterated over.
+
+    The order is part of their ids. A set has none, and gets the order of what is written.
+    """
     if result is None:
         return []
-    return list(result) if isinstance(result, list | tuple) and type(result) is not Envelope else [result]
+    if isinstance(result, Event):
+        return [result]
+    if isinstance(result, _ONE) or not isinstance(result, list | Iterable):
+        return [result]  # no event at all: it is refused as that
+    events = [each for each in result if each is not None]
+    if isinstance(result, AbstractSet) and all(isinstance(each, Event) for each in events):
+        events.sort(key=lambda each: (declaration(each).topic, codec(type(each)).write(each)))
+    return events
 
 
-@about_a_reaction
 async def _within(reaction: Reaction, work: Awaitable[Any]) -> list[Event]:
     deadline = asyncio.timeout(reaction.timeout)
     try:
         async with deadline:
-            return _events(await work)
+            return listed(await work)
     except TimeoutError as error:
         if not deadline.expired():
             raise  # the work's own
@@ -142,7 +158,7 @@ async def _within(reaction: Reaction, work: Awaitable[Any]) -> list[Event]:
 
 
 async def _rest(work: Coroutine[Any, Any, Any], awaited: Any) -> Any:
-    return await _unfolded(await _continued(work, awaited))
+    return await unfolded(await _continued(work, awaited))
 
 
 @types.coroutine
@@ -163,11 +179,11 @@ def _continued(work: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any
     return rest
 
 
-async def _unfolded(result: Any) -> Any:
+async def unfolded(result: Any) -> Any:
     """Return what `result` comes to: something to be awaited, the events that come one after the other, or itself."""
     if inspect.isawaitable(result):
         result = await result
-    return [event async for event in result] if isinstance(result, AsyncIterator) else result
+    return [event async for event in result] if isinstance(result, AsyncIterable) else result
 
 
 class _Thread:
@@ -219,7 +235,7 @@ async def _threaded(
         if (over := thread.give_up()) is not None:
             goes_on(over)
         raise
-    return await _unfolded(result)
+    return await unfolded(result)
 
 
 def _in_thread(thread: _Thread, reaction: Reaction, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -228,7 +244,9 @@ def _in_thread(thread: _Thread, reaction: Reaction, function: Callable[..., Any]
     run = _runs[threading.get_ident()] = Run(reaction, time.monotonic())
     try:
         result = function(*arguments)
-        return list(result) if isinstance(result, Iterator) else result  # a generator does its work in the thread too
+        if inspect.isawaitable(result) or isinstance(result, AsyncIterable):
+            return result  # for the loop
+        return listed(result)  # a generator does its work in the thread too
     except (StopIteration, GeneratorExit) as error:
         # A future cannot carry these two: it would never be done, or end whoever awaits it.
         raise RuntimeError(f"{function.__name__} raised {type(error).__name__}") from error

@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any, Final
 
 from choreo.agent import Agent
-from choreo.errors import DeadlinePassed, InternalError
+from choreo.errors import DeadlinePassed, DeclarationError, InternalError
 from choreo.logger import get_logger
 from choreo.runtime.tasks import owned
 
@@ -29,11 +29,17 @@ async def enter(
     """Enter the lifespan of `agent`, if it has one, and leave it with `stack`; return what it yields.
 
     It has five minutes to begin, and until `leave_by` (a time of the loop) to end; what hangs is said and cancelled.
-    Raises StoppedError, DeadlinePassed, and whatever the lifespan raises.
+    Raises StoppedError, DeadlinePassed, DeclarationError, and whatever the lifespan raises.
     """
     if agent.lifespan is None:
         return None
     manager = agent.lifespan()
+    if not hasattr(manager, "__aenter__"):
+        raise DeclarationError(
+            f"agent {agent.name} ({agent.where}): its lifespan returned an object of type {type(manager).__name__},"
+            " which is no asynchronous context manager",
+            "write @asynccontextmanager over an async def with one yield",
+        )
     resources = await _begun(manager, agent, stopping)
 
     async def leave(

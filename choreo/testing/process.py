@@ -10,7 +10,7 @@ import asyncio
 import functools
 import inspect
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -22,6 +22,7 @@ from choreo.envelope import Envelope
 from choreo.errors import BrokerUnreachable
 from choreo.event import Event
 from choreo.reaction import Context, Reaction
+from choreo.runtime.calling import listed, unfolded
 from choreo.runtime.worker import Worker
 from choreo.settings import Settings
 from choreo.testing.faults import Fates, Point
@@ -217,7 +218,7 @@ def _around(reaction: Reaction, life: _Life) -> Callable[..., Any]:
         @functools.wraps(function)
         async def call(event: Event | Envelope, ctx: Context) -> Any:
             with life.call(reaction, event, ctx):
-                return await function(*arguments(event, ctx))
+                return listed(await unfolded(function(*arguments(event, ctx))))
 
     elif inspect.isasyncgenfunction(function):
 
@@ -233,7 +234,8 @@ def _around(reaction: Reaction, life: _Life) -> Callable[..., Any]:
         def call(event: Event | Envelope, ctx: Context) -> Any:
             with life.call(reaction, event, ctx):
                 result = function(*arguments(event, ctx))
-                return list(result) if inspect.isgenerator(result) else result
+                later = inspect.isawaitable(result) or isinstance(result, AsyncIterable)
+                return result if later else listed(result)
 
     return call
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from choreo.agent import Agent
-from choreo.errors import DeadlinePassed
+from choreo.errors import DeadlinePassed, DeclarationError
 from choreo.runtime import lifespan
 
 
@@ -77,3 +78,59 @@ async def test_its_own_timeout_is_its_own(where: str) -> None:
     """A TimeoutError of the user's is raised as it is, and not taken for ours."""
     with pytest.raises(TimeoutError, match="the database"):
         await enter(Agent("payment", lifespan=lambda: times_out(where)))
+
+
+async def bare() -> AsyncIterator[None]:
+    yield
+
+
+async def a_coroutine() -> None: ...
+
+
+@contextlib.contextmanager
+def synchronous() -> Iterator[None]:
+    yield
+
+
+def a_generator() -> Iterator[None]:
+    yield
+
+
+class Resources:
+    async def __aenter__(self) -> str:
+        return "resources"
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why", "way_out"),
+    [
+        (bare, r"bare \(tests/unit/test_lifespan\.py:\d+\) is an async generator", "@asynccontextmanager"),
+        (a_coroutine, "a_coroutine .* is a coroutine function", "@asynccontextmanager"),
+        (synchronous, "synchronous .* is no asynchronous context manager", "@asynccontextmanager"),
+        (a_generator, "a_generator .* is no asynchronous context manager", "@asynccontextmanager"),
+        (never_ends(), "has been called already", "without ()"),
+        (Resources(), "has been called already", "without ()"),
+        (times_out, "times_out .* cannot be called without arguments: missing a required argument", "partial"),
+        ("payment", "'payment' is no function", "@asynccontextmanager"),
+        (dict, "dict is no asynchronous context manager", "@asynccontextmanager"),
+    ],
+)
+def test_one_of_the_wrong_shape_is_refused_at_import(wrong: Any, why: str, way_out: str) -> None:
+    """Whatever cannot be entered is refused when the agent is declared, with its line and the way out."""
+    with pytest.raises(
+        DeclarationError, match=f"agent payment: its lifespan {why}" if why[0] != "h" else why
+    ) as caught:
+        Agent("payment", lifespan=wrong)
+    assert way_out in caught.value.way_out
+
+
+async def test_whatever_returns_an_asynchronous_context_manager_is_one() -> None:
+    """A class, a partial and a lambda will do; a lambda that returns something else is refused when it is called."""
+    factories: list[Any] = [Resources, lambda: Resources(), functools.partial(never_ends)]  # noqa: PLW0108
+    with capture_logs():
+        assert [await enter(Agent("payment", lifespan=each)) for each in factories] == ["resources"] * 3
+    wrong: Any = lambda: "nothing"  # noqa: E731
+    with pytest.raises(DeclarationError, match="its lifespan returned an object of type str"):
+        await enter(Agent("payment", lifespan=wrong))
