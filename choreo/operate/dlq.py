@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from difflib import get_close_matches
 from typing import Any, Final
 
@@ -28,6 +29,9 @@ from choreo.transport import Confirmed, Delivery, QueueStats, Session
 
 REPLAYED_AT_ONCE: Final = 100  # letters of one hand, in memory with their bodies
 DROPPED_AT_ONCE: Final = 500  # letters of one hand, in memory without their bodies
+AT_ONCE: Final = 0.5  # seconds after a replay in which a letter that died again is noticed
+_LOOKS: Final = 10  # in that time
+_NOTICED: Final = 1_000  # letters that are looked through for it
 GIVE_UP: Final = 10  # letters that could not be replayed: what ails the broker then will not spare the next one
 
 Progress = Callable[[], object]
@@ -74,7 +78,8 @@ class Failure:
 class Repair:
     """What became of a replay or a drop. `wanted`: letters to do; `missing`: ids that were not found.
 
-    `ended`: what ended it early. Letters that are not `done` are still there.
+    `ended`: what ended it early. Letters that are not `done` are still there. `again`: those that were replayed and had
+    died once more when the replay ended, with the error of each.
     """
 
     wanted: int
@@ -82,6 +87,8 @@ class Repair:
     failures: list[Failure] = field(default_factory=list)
     missing: tuple[str, ...] = ()
     ended: ChoreoError | None = None
+    again: list[Failure] = field(default_factory=list)
+    replayed: dict[str | None, datetime | None] = field(default_factory=dict)  # ids, each with when it had failed
 
     def data(self) -> dict[str, Any]:
         """Return it as a program wants to read it."""
@@ -90,11 +97,17 @@ class Repair:
             "not_done": self.wanted - self.done,
             "failures": [{"id": each.id, "topic": each.topic, "reason": each.reason} for each in self.failures],
             "missing": list(self.missing),
+            "died_again": [{"id": each.id, "topic": each.topic, "reason": each.reason} for each in self.again],
         }
 
     def check(self, done: str) -> None:
         """Raise unless all is `done` ("replayed"): PartlyDone, or the cause when nothing was."""
         if self.done == self.wanted and self.ended is None:
+            if self.again:
+                raise PartlyDone(
+                    f"{len(self.again)} of {self.done} {done} died again at once: {self.again[0]}",
+                    "they are dead letters again; fix what fails, start the agent anew, then replay them",
+                )
             return
         reasons = [*map(str, self.failures), *(f"{each}: no such letter was seen" for each in self.missing)]
         if self.ended is not None:
@@ -161,18 +174,40 @@ class DeadLetterQueue:
 
         The letters with `ids`, else the first `limit`, else all; but none that comes while this goes on, so that one
         that dies again is not replayed again. One after the other, and each is acknowledged only when its copy is
-        confirmed: a crash in between makes one duplicate and never a loss. Raises ConfigurationError when the agent's
-        queue does not exist.
+        confirmed: a crash in between makes one duplicate and never a loss. What a running agent kills again within half
+        a second is among the result's `again`, in a queue of up to a thousand letters. Raises ConfigurationError when
+        the agent's queue does not exist.
         """
-        await self.stats()
+        before = await self.stats()
         queue = self._names.queue(self.agent)
-        if await self._session.stats(queue) is None:
+        found = await self._session.stats(queue)
+        if found is None:
             # The copy would come back into this very queue, without what is written on the letter.
             raise ConfigurationError(
                 f"the queue {queue} does not exist, so nothing can be replayed to it",
                 f"start the agent, which makes it, then try again: choreo run {self.agent}",
             )
-        return await self._repair(self._send, REPLAYED_AT_ONCE, limit, ids, progress, bodies=True)
+        repair = await self._repair(self._send, REPLAYED_AT_ONCE, limit, ids, progress, bodies=True)
+        if found.consumers and repair.done and repair.ended is None:
+            await self._notice(repair, before.ready - repair.done)
+        return repair
+
+    async def _notice(self, repair: Repair, left: int) -> None:
+        """Find out which of the replayed letters are back already; `left` are those that were never replayed."""
+        there = 0
+        for _ in range(_LOOKS):
+            await asyncio.sleep(AT_ONCE / _LOOKS)
+            there = (await self.stats()).ready
+            if there >= left + repair.done:
+                break
+        if not left < there <= _NOTICED:
+            return
+        look = await self.look(limit=there, bodies=False)
+        for letter in look.letters:
+            facts = letter.facts
+            if facts.id in repair.replayed and facts.last_failure != repair.replayed[facts.id]:
+                why = ": ".join(filter(None, (facts.error_type, facts.error))) or facts.reason
+                repair.again.append(Failure(facts.id, facts.topic, why))
 
     async def drop(self, *, limit: int | None = None, ids: Sequence[str] = (), progress: Progress = bool) -> Repair:
         """Destroy letters: those with `ids`, else the first `limit`, else all; none that comes while this goes on."""
@@ -248,6 +283,8 @@ class DeadLetterQueue:
             return
         await hands.settle(letter.hand, letter.delivery)
         repair.done += 1
+        if len(repair.replayed) < _NOTICED:
+            repair.replayed[letter.facts.id] = letter.facts.last_failure
         progress()
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -248,7 +249,7 @@ def test_failed_delivery_is_explained_and_replayed_to_its_agent_alone(
     assert "the drawer is jammed" in shown
 
     again = choreo("dlq", "replay", "till", "--yes", env=env)
-    assert (again.returncode, again.stdout) == (0, "1 replayed\n")
+    assert again.stdout == "1 replayed\n"
     until(lambda: listed() and listed()[0]["last_failure"] > row["last_failure"])
 
     (shop / "mended").touch()
@@ -415,6 +416,7 @@ async def test_replay_asks_unless_it_is_told_which(desk: Desk, dlq):
         "not_done": 0,
         "failures": [],
         "missing": [],
+        "died_again": [],
     }
     assert await desk.ids(desk.queue) == ids(range(5))
 
@@ -446,13 +448,15 @@ async def test_question_is_asked_on_a_terminal(desk: Desk, project: Path, env, a
 async def test_letter_that_dies_again_is_not_replayed_twice(
     choreo: Run, start_choreo: Start, shop: Path, env: dict[str, str], desk: Desk
 ):
-    """A replay is over, also while an agent sends back everything that it gets."""
+    """A replay is over, also while an agent sends back everything that it gets; that it did is said, and is a 3."""
     running = start_choreo("run", "till", env=env)
     await asyncio.to_thread(running.wait_for, "consuming")
     names, letters = desk.names, [desk.letter(number, b"no json") for number in range(150)]
     await asyncio.gather(*(desk.put(names.dead, "till", letter) for letter in letters))
     done = await asyncio.to_thread(choreo, "dlq", "replay", "till", "--yes", env=env)
     assert done.stdout == "150 replayed\n"
+    assert done.returncode == 3
+    assert re.search(r"choreo: \d+ of 150 replayed died again at once: id-\d+ \(dlq-test\.placed\): ", done.stderr)
     await desk.ready(names.dlq("till"), 150)
 
 

@@ -95,9 +95,10 @@ TABLE = (
     (naming("pay"), ("misplaced",), CONFIGURATION),
     (ALL, ("misplaced", "broken", "exits", "twice", "no folder"), CONFIGURATION),
     (tuple(f"{command} --url http://x" for command in TALKING), NONE, USAGE),
-    (tuple(f"{command} --nonsense" for command in READING), NONE, USAGE),
+    (tuple(f"{command} --nonsense" for command in ("run", "publish", "dlq list", "check")), NONE, USAGE),
     (TALKING, ("CHOREO_URL=http://x", "CHOREO_PASSWORD_FILE=/nowhere/at/all"), CONFIGURATION),
-    (READING, SETTINGS, CONFIGURATION),
+    (READING, SETTINGS[:1], CONFIGURATION),
+    (("check",), SETTINGS[1:], CONFIGURATION),
     (tuple(f"{command} {option}" for command in RUNNING for option in OPTIONS), NONE, USAGE),
     (("run greeter --log-level loud", "dev greeter --log-level loud"), NONE, USAGE),
 )
