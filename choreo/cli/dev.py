@@ -53,7 +53,7 @@ def dev(
         typer.Option(metavar="FILE", help="Keep what is durable in this file, over restarts.", show_default=False),
     ] = None,
     reload: Annotated[
-        bool, typer.Option("--reload", help="Start the agents anew when a file changes (needs choreo[reload]).")
+        bool, typer.Option("--reload", help="Start the agents anew when a file changes (needs watchfiles).")
     ] = False,
     log_level: LogLevel = None,
     url: Url = None,

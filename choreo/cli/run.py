@@ -61,7 +61,7 @@ def run(  # noqa: PLR0917 - typer makes an option of each
         typer.Option(help="Time to wait for the broker at start. [default: 5s]", metavar="TIME", show_default=False),
     ] = None,
     reload: Annotated[
-        bool, typer.Option("--reload", help="Start anew when an agent's file changes (needs choreo[reload]).")
+        bool, typer.Option("--reload", help="Start anew when an agent's file changes (needs watchfiles).")
     ] = False,
     health_port: Annotated[
         str | None,
@@ -135,7 +135,7 @@ def find(names: list[str], settings: Settings, *, everyone: bool) -> list[Agent]
 def require_watchfiles() -> None:
     """Raise ConfigurationError where what --reload needs is not installed."""
     if find_spec("watchfiles") is None:
-        raise ConfigurationError("--reload needs watchfiles", 'pip install "choreo[reload]"')
+        raise ConfigurationError("--reload needs watchfiles", f"{sys.executable} -m pip install 'watchfiles>=1'")
 
 
 async def supervise(
