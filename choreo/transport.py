@@ -166,6 +166,10 @@ class Session(Protocol):
         """Call `callback` with the broker's reason when it takes no publishes for a while, with None when it does."""
         ...
 
+    async def missing(self, topology: Topology) -> tuple[str, ...]:
+        """Return the names of the exchanges and queues of `topology` that the broker does not have."""
+        ...
+
     async def stats(self, queue: str) -> QueueStats | None:
         """Return what AMQP shows of `queue`, None when there is no such queue."""
         ...

@@ -18,7 +18,7 @@ from choreo.in_process.post import Post
 from choreo.in_process.publishing import Publishing
 from choreo.message import Message
 from choreo.rabbit import translate
-from choreo.topology import Topology
+from choreo.topology import Exchange, Queue, Topology
 from choreo.transport import Delivery, OnDelivery, OnTimeout, Publication, QueueStats, Server
 
 _CHANNELS: Final = 2048
@@ -99,6 +99,23 @@ class InProcessSession:
         finally:
             channel.close()
         return QueueStats(queue, found.messages, found.consumers)
+
+    async def missing(self, topology: Topology) -> tuple[str, ...]:
+        """Ask for everything without declaring it."""
+        missing: list[str] = []
+        everything: tuple[Exchange | Queue, ...] = (*topology.exchanges, *topology.queues)
+        for each in everything:
+            channel = self.open_channel(_ignore)
+            try:
+                if isinstance(each, Exchange):
+                    channel.exchange_declare(each.name, passive=True)
+                else:
+                    channel.queue_declare(each.name, passive=True)
+            except AmqpError:
+                missing.append(each.name)
+            finally:
+                channel.close()
+        return tuple(dict.fromkeys(missing))
 
     async def close(self) -> None:
         """End the session."""

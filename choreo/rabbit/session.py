@@ -29,7 +29,7 @@ from choreo.message import Message
 from choreo.rabbit import calls, lane, plain, translate
 from choreo.rabbit.lane import Lane
 from choreo.rabbit.sender import Sender
-from choreo.topology import Topology
+from choreo.topology import Exchange, Queue, Topology
 from choreo.transport import (
     Delivery,
     OnDelivery,
@@ -231,6 +231,27 @@ class RabbitSession:
         finally:
             await calls.quietly(channel.close())
         return QueueStats(queue, found.message_count or 0, found.consumer_count or 0)
+
+    async def missing(self, topology: Topology) -> tuple[str, ...]:
+        """Ask for everything without declaring it; the broker closes the channel over each that is not there."""
+        async with self._asking:
+            everything = deque[Exchange | Queue]((*topology.exchanges, *topology.queues))
+            missing: list[str] = []
+            while everything:
+                channel = await calls.channel(self._consuming)
+                try:
+                    while everything:
+                        each = everything[0]
+                        declare = channel.exchange_declare if isinstance(each, Exchange) else channel.queue_declare
+                        await calls.answer(declare(each.name, passive=True), calls.RPC_TIMEOUT)
+                        everything.popleft()
+                except amqp.ChannelNotFoundEntity:
+                    missing.append(everything.popleft().name)
+                except Exception as error:
+                    raise translate.declaring(error) from error
+                finally:
+                    await calls.quietly(channel.close())
+        return tuple(dict.fromkeys(missing))
 
     async def close(self) -> None:
         """Say goodbye, first on the channels: what is acknowledged goes out before the answer to that comes in."""

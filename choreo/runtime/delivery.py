@@ -23,7 +23,7 @@ import structlog
 from choreo import clock, dead_letter, forks
 from choreo.agent import Agent
 from choreo.envelope import Envelope, open_envelope
-from choreo.errors import ChoreoError, EnvelopeError, NotEmitted, PublishFailed
+from choreo.errors import EnvelopeError, NotEmitted, PublishFailed
 from choreo.event import Event, declaration
 from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
 from choreo.observe import logs
@@ -31,6 +31,8 @@ from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Context, Reaction
 from choreo.runtime.calling import about_a_reaction, begin, call, end_child
 from choreo.runtime.emission import require_stored, sealed
+from choreo.runtime.healing import Heal, nothing
+from choreo.runtime.overdue import Waits
 from choreo.runtime.rounds import Rounds
 from choreo.runtime.underway import Underway
 from choreo.topology import Names, return_key, topic_of
@@ -92,8 +94,10 @@ class Courier:
     resources: Any = None
     counters: Counters = field(default_factory=Counters)
     rounds: Rounds = field(default_factory=Rounds)
-    running: dict[int, asyncio.Task[Any]] = field(default_factory=dict)  # by id() of what a reaction runs for
-    given_up: dict[int, ChoreoError] = field(default_factory=dict)
+    heal: Heal = nothing
+    held: set[int] = field(default_factory=set)  # by id(): deliveries for which the broker takes nothing
+    on_held: Callable[[], None] = lambda: None
+    waits: Waits = field(default_factory=Waits)
     underway: Underway = field(default_factory=Underway)
     ending: asyncio.Event = field(default_factory=asyncio.Event)  # set before the worker cancels what still runs
     log: structlog.typing.FilteringBoundLogger = field(default_factory=logs.of_deliveries)
@@ -159,38 +163,20 @@ class Courier:
         return None
 
     async def _waited(self, case: _Case, given: Awaitable[list[Event]]) -> list[Event]:
-        """Await what a reaction gives, unless `end` ends it."""
-        task, key = asyncio.current_task(), id(case.delivery)
-        assert task is not None
+        """Await what a reaction gives, unless it is given up."""
         assert case.envelope is not None
         event_id = case.envelope.id
-        self.running[key] = task
         self.underway.begin(event_id)
         try:
-            return await given
-        except asyncio.CancelledError:
-            error = self.given_up.get(key)
-            if error is None or self.ending.is_set():
-                raise
-            task.uncancel()
-            raise error from None
+            return await self.waits.until_done(case.delivery, given, self.ending)
         finally:
             self.underway.end(event_id)
-            del self.running[key]
-            self.given_up.pop(key, None)
 
     def _goes_on(self, case: _Case, opened: Envelope, reaction: Reaction, over: asyncio.Future[None]) -> None:
         """Note that a thread goes on after its deadline: its event is under way, and its place taken, until it ends."""
         self.underway.begin(opened.id)
         over.add_done_callback(lambda _: self.underway.end(opened.id))
         case.hold(over, reaction.timeout)
-
-    def end(self, delivery: Delivery, error: ChoreoError) -> None:
-        """End the reaction that runs for `delivery`, with `error`; nothing happens when none is waited for."""
-        task = self.running.get(id(delivery))
-        if task is not None:
-            self.given_up[id(delivery)] = error
-            task.cancel()
 
     async def _recover(self, case: _Case, error: BaseException) -> BaseException | None:
         """Do what the policy says about `error`. Return the next failure, or None when the delivery can be settled."""
@@ -291,6 +277,8 @@ class Courier:
         several = len(confirmations) > 1
         results = await asyncio.gather(*confirmations) if several else [await confirmations[0]]
         for event, result in zip(events, results, strict=True):
+            if type(result) is Refused and result.reason == "missing":
+                await self.heal(case.session)
             require_stored(event, result)
         self.counters.emitted += len(events)
 
@@ -353,6 +341,14 @@ class Courier:
     async def _store(self, case: _Case, exchange: str, routing_key: str, message: Message) -> None:
         """Publish a retry or a dead letter until it is confirmed; the delivery stays unsettled as long as it is not."""
         case.leave()
+        try:
+            await self._publish_until_stored(case, exchange, routing_key, message)
+        finally:
+            if id(case) in self.held:
+                self.held.remove(id(case))
+                self.on_held()
+
+    async def _publish_until_stored(self, case: _Case, exchange: str, routing_key: str, message: Message) -> None:
         for attempt in count():
             # Patient: under a memory alarm the first copy is stored when the alarm ends, and so would be every other.
             result = await case.session.publish(message, exchange=exchange, routing_key=routing_key, timeout=_PATIENCE)
@@ -362,8 +358,12 @@ class Courier:
                 continue  # the broker's frames are small: without its traceback it may fit
             if case.session.lost.done():
                 break
+            if isinstance(result, Refused) and result.reason != "rejected" and await self.heal(case.session):
+                continue
             pause = _HOLD[min(attempt, len(_HOLD) - 1)]
             self._log(case).error("held", exchange=exchange, error=result.detail, next=f"try again in {pause} s")
+            self.held.add(id(case))
+            self.on_held()
             await asyncio.wait((case.session.lost,), timeout=pause)
         raise _SessionLostError  # the loop above ends in no other way
 

@@ -19,16 +19,11 @@ from typing import Final
 
 from choreo.errors import ChoreoError
 from choreo.logger import get_logger
-from choreo.reaction import Reaction
+from choreo.runtime.holding import BROKERS_OWN
 from choreo.runtime.overdue import End, Overdue, is_sure
 from choreo.runtime.tasks import owned
 from choreo.transport import Consumer, Delivery, OnDelivery, Session, came_back
 
-# Seconds. A broker closes the channel of a consumer that holds a delivery longer than its consumer_timeout, 30 minutes
-# unless set otherwise, and looks once in a minute. Source: RabbitMQ, Consumers, "Delivery Acknowledgement Timeout".
-LONGEST_HOLD: Final = 28 * 60.0
-_BROKERS_OWN: Final = 30 * 60.0  # seconds, what a broker waits unless it is told otherwise
-_SPARE: Final = 60.0  # seconds asked for besides what reactions take: what follows from them has to be stored
 SUSPECT: Final = 2  # times that a delivery came back unsettled
 _QUIET: Final = 0.1  # seconds without a delivery, after which nothing in the queue has come back
 _GOODBYE: Final = 3.0  # seconds for a subscription that is being made or closed when the worker stops
@@ -39,35 +34,6 @@ _logger = get_logger()
 
 def _nothing(_delivery: Delivery, _error: ChoreoError) -> None:
     """Let a run go on, whatever it costs."""
-
-
-def longest_way(reaction: Reaction, publish_timeout: float) -> float:
-    """Return the seconds that a delivery of `reaction` may take once it has begun.
-
-    That is every try in this process, and the last word, each with the confirmation of what it emits. A thread may go
-    on after its deadline, and the next try waits for it.
-    """
-    again = reaction.retry.immediate if reaction.retry is not None else 0
-    waiting = again * reaction.timeout if reaction.in_thread else 0.0
-    return (1 + again + (reaction.otherwise is not None)) * (reaction.timeout + publish_timeout) + waiting
-
-
-def affordable(prefetch: int, concurrency: int, longest: float) -> int:
-    """Return how many deliveries may be held, so that the last is settled in time even if all take `longest` seconds.
-
-    One more than that is held when a window opens, since the delivery of the narrow one may still run. Never fewer than
-    can run at once.
-    """
-    rounds = int(LONGEST_HOLD / longest) if longest else prefetch + 1
-    return min(prefetch, max(concurrency, concurrency * rounds - 1))
-
-
-def needed(longest: float) -> float:
-    """Return how many seconds the broker is asked to wait for a delivery, where one takes up to `longest` to run.
-
-    It may stand behind another one for as long, or for LONGEST_HOLD; see `affordable`.
-    """
-    return max(_BROKERS_OWN, max(LONGEST_HOLD, longest) + longest + _SPARE)
 
 
 class Turns:
@@ -225,7 +191,7 @@ class Window:
         turns: Turns,
         on_delivery: OnDelivery,
         *,
-        hold: float = _BROKERS_OWN,
+        hold: float = BROKERS_OWN,
         end: End = _nothing,
     ) -> None:
         self.queue = queue

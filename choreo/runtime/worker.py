@@ -22,10 +22,12 @@ from choreo.logger import get_logger
 from choreo.runtime import backoff, lifespan, lookout
 from choreo.runtime.delivery import Counters, Courier
 from choreo.runtime.drainers import Drainers, Slice
+from choreo.runtime.healing import Healer, report_gone
+from choreo.runtime.holding import limits
 from choreo.runtime.rounds import cause_of_loss
 from choreo.runtime.stall import Standstill
 from choreo.runtime.tasks import first_of, owned
-from choreo.runtime.window import Turns, Window, affordable, longest_way, needed
+from choreo.runtime.window import Turns, Window
 from choreo.settings import Settings
 from choreo.topology import Names, Topology
 from choreo.transport import Connect, Session
@@ -71,12 +73,14 @@ class Worker:
         self._connect = connect
         self._names = Names(settings.namespace)
         self._topology = Topology.of(self.agents, settings.namespace)
+        self._healer = Healer(self._topology, Topology.of((), settings.namespace))
+        self._waits = ""  # why publishes wait, in the words of `status`
         self._drainers: dict[str, Drainers] = {}
         self._slice = Slice()
         self._look_every = look_every
         self._looking: asyncio.Task[None] | None = None
         self._windows: list[Window] = []  # of the session at hand
-        self._prefetch = {agent.name: self._affordable(agent) for agent in self.agents}
+        self._limits = {agent.name: limits(agent, settings) for agent in self.agents}
         self._draining_since: float | None = None  # a time of the loop
         self._stop = asyncio.Event()
         self._abort = asyncio.Event()
@@ -86,8 +90,8 @@ class Worker:
 
     @property
     def ready(self) -> bool:
-        """Whether every agent is consuming."""
-        return self.state is State.CONSUMING
+        """Whether every agent is consuming, and the broker takes what follows."""
+        return self.state is State.CONSUMING and not self._held
 
     @property
     def counters(self) -> dict[str, Counters]:
@@ -181,13 +185,16 @@ class Worker:
             began = clock.monotonic()
             self._change(State.CONSUMING, self._consuming)
             watch = asyncio.create_task(lookout.watch(session, self._windows, self._look_every))
+            healing = asyncio.create_task(self._healer.watch(session, self._look_every))
             try:
-                await first_of(self._stop, session.lost, watch, *(each.failed for each in self._windows))
+                failing: list[asyncio.Future[Any]] = [watch, healing, *(each.failed for each in self._windows)]
+                await first_of(self._stop, session.lost, *failing)
                 if self._stop.is_set():
                     return await self._drain(session)
-                await self._lost(session, watch)
+                await self._lost(session, watch, healing)
             finally:
                 watch.cancel()
+                healing.cancel()
                 await self._abandon(session)
             # A session that is lost again as soon as it is there must not become a storm of connections.
             self._short_lives = self._short_lives + 1 if clock.monotonic() - began < _SHORT_LIFE else 0
@@ -221,11 +228,14 @@ class Worker:
         session = await self._connect()
         turns = Turns(len(self.agents))
         self._windows = [self._window(session, agent, turns) for agent in self.agents]
+        self._waits = ""
         session.watch_blocked(self._blocked)
         try:
             if self.state is not State.STARTING:
                 # Not for long: a queue whose leader does not answer holds up the question for seconds.
-                self._looking = owned(self._report_missing(session), "missing queues", self._unsaid)
+                self._looking = owned(
+                    report_gone(session, [window.queue for window in self._windows]), "missing queues", self._unsaid
+                )
                 await asyncio.wait((self._looking,), timeout=_LOOK)
             await session.declare(self._topology)
             if self.state is State.STARTING:
@@ -242,21 +252,22 @@ class Worker:
         """Say that something could not be said; the work does not depend on it."""
         _logger.error("task failed inside choreo", task=task, exc_info=error, next="the work goes on")
 
-    async def _report_missing(self, session: Session) -> None:
-        """Say so when a queue that was there is gone: what it held is lost, and declaring it anew would hide that."""
-        with contextlib.suppress(ChoreoError):  # what ends the session is said elsewhere
-            for window in tuple(self._windows):
-                if await session.stats(window.queue) is None:
-                    what = "what it held"
-                    _logger.error("queue gone", queue=window.queue, lost=what, next="it is declared anew, empty")
-
     def _blocked(self, reason: str | None) -> None:
         """Tell everybody who watches that publishes wait, or that they do not any more."""
+        self._waits = f"; publishes wait: the broker blocks publishers, {reason}" if reason is not None else ""
         if reason is not None:
             _logger.warning("publishes wait", why=f"the broker blocks publishers, {reason}")
+        self._show(logged=True)
+
+    def _show(self, *, logged: bool = False) -> None:
+        """Tell everybody who watches what keeps a worker that consumes from its work, if anything does."""
         if self.state is State.CONSUMING:
-            waits = f"; publishes wait: the broker blocks publishers, {reason}" if reason else ""
-            self._change(State.CONSUMING, f"{self._consuming}{waits}")
+            held = f"; held: {self._held}, as the broker takes neither retry nor dead letter" if self._held else ""
+            self._change(State.CONSUMING, f"{self._consuming}{self._waits}{held}", logged=logged)
+
+    @property
+    def _held(self) -> int:
+        return sum(len(drainers.courier.held) for drainers in self._drainers.values())
 
     @property
     def _consuming(self) -> str:
@@ -270,27 +281,16 @@ class Worker:
     def _brokers(self) -> str:
         return ", ".join(f"{each.host}:{each.port}" for each in self._settings.brokers())
 
-    def _affordable(self, agent: Agent) -> int:
-        """Return how many deliveries `agent` may hold: the setting, or fewer if its deadlines are long."""
-        wanted, concurrency = self._settings.prefetch, self._settings.concurrency
-        longest = max((longest_way(each, self._settings.publish_timeout) for each in agent.reactions), default=0.0)
-        found = affordable(wanted, concurrency, longest)
-        if found < wanted:
-            why = f"a delivery may take {longest:g} s, and the broker takes back what is held for half an hour"
-            _logger.info("prefetch narrowed", agent=agent.name, prefetch=found, setting=wanted, why=why)
-        return found
-
     def _window(self, session: Session, agent: Agent, turns: Turns) -> Window:
         drainers = self._drainers[agent.name]
-        longest = max((longest_way(each, self._settings.publish_timeout) for each in agent.reactions), default=0.0)
         return Window(
             session,
             self._names.queue(agent.name),
-            self._prefetch[agent.name],
+            self._limits[agent.name][0],
             turns,
             on_delivery=lambda delivery: drainers.arrived.put((session, delivery)),
-            hold=needed(longest),
-            end=drainers.courier.end,
+            hold=self._limits[agent.name][1],
+            end=drainers.courier.waits.end,
         )
 
     async def _sleep(self, seconds: float) -> None:
@@ -307,9 +307,9 @@ class Worker:
         if attempt <= _SAID or attempt % _SAID == 0 or not isinstance(error, BrokerUnreachable):
             _logger.warning("not connected", error=message, attempt=attempt, next_try_in=round(pause, 1))
 
-    async def _lost(self, session: Session, watch: asyncio.Task[NoReturn]) -> None:
+    async def _lost(self, session: Session, *tasks: asyncio.Task[NoReturn]) -> None:
         """Note that the session is gone or useless: what arrived on it and has not begun will arrive again."""
-        watchers: tuple[asyncio.Future[Any], ...] = (watch, *(window.failed for window in self._windows))
+        watchers: tuple[asyncio.Future[Any], ...] = (*tasks, *(window.failed for window in self._windows))
         failed = [each.exception() for each in watchers if each.done() and not each.cancelled()]
         error = session.lost.result() if session.lost.done() else next(filter(None, failed))
         self._change(State.WAITING, error.message if isinstance(error, ChoreoError) else repr(error))
@@ -364,7 +364,7 @@ class Worker:
             courier,
             context,
             concurrency=self._settings.concurrency,
-            held=self._prefetch[courier.agent.name],
+            held=self._limits[courier.agent.name][0],
             slice=self._slice,
             pause=self._sleep,
             failed=self.fail,
@@ -379,6 +379,8 @@ class Worker:
             publish_timeout=self._settings.publish_timeout,
             code_version=self._settings.code_version,
             resources=resources,
+            heal=self._healer.heal,
+            on_held=self._show,
         )
 
     def _change(self, state: State, status: str, *, logged: bool = True) -> None:

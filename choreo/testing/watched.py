@@ -86,6 +86,10 @@ class WatchedSession:
         """See transport.Session."""
         self._session.watch_blocked(callback)
 
+    async def missing(self, topology: Topology) -> tuple[str, ...]:
+        """See transport.Session."""
+        return await self._session.missing(topology)
+
     async def stats(self, queue: str) -> QueueStats | None:
         """See transport.Session."""
         return await self._session.stats(queue)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,12 @@ from typing import TYPE_CHECKING
 import aio_pika
 import pytest
 
+from choreo.broker_url import BrokerUrl
+from choreo.message import Message
+from choreo.rabbit import session as rabbit
 from choreo.rabbit.node import Node
+from choreo.topology import Names, Topology
+from choreo.transport import Confirmed
 from tests.faults.conftest import Scale
 from tests.faults.report import Row
 from tests.faults.stream import Stream
@@ -24,6 +30,8 @@ if TYPE_CHECKING:
 HELD = 20  # events in a queue that is deleted
 LONGEST_PAUSE = 5.0  # seconds until an agent whose queue was deleted consumes again
 ROOM = 10  # dead letters that fit
+EVENTS = 20  # published after something of the topology was deleted
+LONGEST_HEALING = 10.0  # seconds until the first of them is where it belongs
 
 
 @pytest.mark.timeout(1200)
@@ -77,6 +85,99 @@ async def test_deleted_queue_is_consumed_again(
 def flowing_since(stream: Stream, began: float) -> bool:
     """Whether an event was handled that was confirmed after `began`."""
     return any(stream.confirmed.get(number, 0.0) > began for number, _ in stream.handled)
+
+
+CLERK = """
+from choreo import Agent, Context, Event, Retry
+
+class Asked(Event, topic="NS.asked", external=True):
+    number: int
+
+agent = Agent("clerk", retry=Retry(on=OSError, attempts=3, first="1s"))
+
+@agent.on
+async def answer(asked: Asked, ctx: Context) -> None:
+    raise (OSError if ctx.attempt == 1 else ValueError)(f"no {asked.number}")
+"""
+
+
+async def delete(channel: aio_pika.abc.AbstractChannel, what: str, names: Names) -> None:
+    topology = Topology.of((), names.namespace)
+    match what:
+        case "dead-letter queue":
+            await channel.queue_delete(names.dlq("clerk"))
+        case "delays":
+            for queue in topology.queues:
+                if queue.kind == "delay":
+                    await channel.queue_delete(queue.name)
+        case "exchanges":
+            for exchange in topology.exchanges:
+                await channel.exchange_delete(exchange.name)
+        case _:
+            bound = await channel.get_queue(names.dlq("clerk"), ensure=False)
+            await bound.unbind(names.dead, "clerk")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("what", ["dead-letter queue", "delays", "exchanges", "binding"])
+async def test_deleted_topology_is_declared_anew_under_load(
+    what: str,
+    start_choreo: Callable[..., Running],
+    project: Path,
+    broker_url: str,
+    namespace: str,
+    scale: Scale,
+    report: Callable[[Row], None],
+) -> None:
+    """At the running session, within seconds: what is confirmed from then on is retried and buried, none is held."""
+    (project / "agents" / "clerk.py").write_text(CLERK.replace("NS", namespace))
+    worker = start_choreo("run", "clerk", env={"CHOREO_URL": broker_url, "CHOREO_NAMESPACE": namespace})
+    worker.wait_for('"state": "consuming"')
+    names, repetitions, recoveries = Names(namespace), scale.of(10, short=1), list[float]()
+    confirmed = buried = 0
+    session = await rabbit.connect([BrokerUrl.parse(broker_url)], name="test")
+
+    async def publish() -> bool:
+        message = Message(b'{"number": 1}', type=f"{namespace}.asked")
+        topic = f"{namespace}.asked"
+        return await session.publish(message, exchange=names.events, routing_key=topic, timeout=10) == Confirmed()
+
+    async def dead(more_than: int = 0) -> int:
+        found = await session.stats(names.dlq("clerk"))
+        return found.ready if found is not None and found.ready > more_than else 0
+
+    async with await aio_pika.connect(broker_url) as connection, connection.channel() as channel:
+        for _ in range(repetitions):
+            await publish()
+            await eventually(dead, within=60, what="a dead letter")
+            await delete(channel, what, names)
+            before, began = await dead(), time.monotonic()
+            for _ in range(EVENTS):
+                confirmed += 1
+                await eventually(publish, within=60, what="a confirmed event")
+            await eventually(partial(dead, before), within=60, what="a dead letter")
+            recoveries.append(time.monotonic() - began)
+            await eventually(partial(dead, before + EVENTS - 1), within=60, what="all dead letters")
+            buried += await dead() - before
+    await session.close()
+    report(
+        Row(
+            fault=f"{what} deleted under load",
+            repetitions=repetitions,
+            events=confirmed,
+            lost=max(0, confirmed - buried),
+            duplicated=max(0, buried - confirmed),
+            worst_recovery=max(recoveries),
+            must=f"declared anew <= {scale.limit(LONGEST_HEALING):.0f} s, no session lost, lost 0 of what comes then",
+            met=max(recoveries) <= scale.limit(LONGEST_HEALING),
+            note="what a deleted queue held is lost with it, and the worker says so; a retry of 1 s is in the time",
+        )
+    )
+    assert max(recoveries) <= scale.limit(LONGEST_HEALING)
+    assert '"event": "topology incomplete"' in worker.output or what == "binding"
+    assert '"event": "session lost"' not in worker.output
+    worker.send(signal.SIGTERM)
+    assert await asyncio.to_thread(worker.wait) == 0, "nothing is held any more"
 
 
 async def has_or_holds(stream: Stream, queue: str, count: int, worker: Running) -> bool:

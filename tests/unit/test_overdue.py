@@ -47,14 +47,14 @@ async def test_reaction_that_is_given_up_ends_in_a_dead_letter_with_the_reason()
         delivery = Delivery(
             Message(b"{}"), "test.events", "test-overdue.asked", 1, redelivered=False, consumer=consumer
         )
-        courier.end(delivery, EnvelopeError(Reason.OVERDUE, "nothing runs yet"))
+        courier.waits.end(delivery, EnvelopeError(Reason.OVERDUE, "nothing runs yet"))
         running = asyncio.create_task(courier.deliver(session, delivery))
         await began.wait()
-        courier.end(delivery, EnvelopeError(Reason.OVERDUE, "taken back 15 times", "raise it"))
+        courier.waits.end(delivery, EnvelopeError(Reason.OVERDUE, "taken back 15 times", "raise it"))
         await running
     assert ends == ["cancelled"]
     assert settled == [delivery]
     (letter,) = published
     assert letter.headers["choreo-dead-reason"] == "overdue"
     assert "taken back 15 times; raise it" in letter.headers.values()
-    assert (courier.counters.dead, courier.running, courier.given_up) == (1, {}, {})
+    assert (courier.counters.dead, len(courier.waits)) == (1, 0)

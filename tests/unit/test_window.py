@@ -16,8 +16,9 @@ from choreo.errors import ChoreoError, EnvelopeError
 from choreo.event import Event
 from choreo.message import DELIVERY_COUNT, Message
 from choreo.retry import Retry
+from choreo.runtime.holding import affordable, longest_way, needed
 from choreo.runtime.overdue import ROUNDS
-from choreo.runtime.window import SUSPECT, Turns, Window, affordable, longest_way, needed
+from choreo.runtime.window import SUSPECT, Turns, Window
 from choreo.transport import Delivery, OnDelivery, OnTimeout, came_back
 from tests.waiting import eventually
 

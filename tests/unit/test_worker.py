@@ -15,6 +15,7 @@ from choreo.event import Event
 from choreo.in_process import Host, InProcessSession, connect
 from choreo.runtime.worker import State, Worker
 from choreo.settings import Settings
+from choreo.topology import Topology
 from tests.waiting import in_virtual_time
 
 
@@ -119,3 +120,35 @@ async def test_a_broker_that_refuses_is_asked_ever_more_seldom() -> None:
             broker.comes_back()
             async with asyncio.timeout(31):
                 await reached(worker, State.CONSUMING)
+
+
+@in_virtual_time
+async def test_ready_is_not_said_while_something_is_held() -> None:
+    """A dead letter that the broker takes nowhere: not ready, with the reason; ready again when it is stored."""
+    broker = Broker()
+    async with consuming(broker) as worker:
+        courier = next(iter(worker._drainers.values())).courier
+        courier.held.add(1)
+        courier.on_held()
+        assert not worker.ready
+        assert "held: 1, as the broker takes neither retry nor dead letter" in worker.status
+        courier.held.clear()
+        courier.on_held()
+        assert worker.ready
+        assert "held" not in worker.status
+
+
+@pytest.mark.parametrize("names", [("choreo.events", "choreo.dead"), ("choreo.payment.dlq",)])
+@in_virtual_time
+async def test_what_is_deleted_is_declared_anew_though_nobody_publishes_to_it(names: tuple[str, ...]) -> None:
+    """Exchanges within one look, queues within half a minute; the session stays."""
+    broker = Broker()
+    async with consuming(broker):
+        channel = broker._host.broker.connect().open_channel(1, lambda _: None)
+        for name in names:
+            (channel.queue_delete if name.endswith("dlq") else channel.exchange_delete)(name)
+        await asyncio.sleep(5.5 if len(names) > 1 else 30.5)
+        topology = Topology.of([Agent("payment")])
+        session = await broker.connect()
+        assert await session.missing(topology) == ()
+        assert len(broker.asked) == 2
