@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+_BLANK: Final = re.compile(r"\s")
 _WORD: Final = re.compile(r"\S+")
 _NEXT_URL: Final = re.compile(r"(?<=,)(?=[a-z]{1,10}://)")
 
@@ -25,3 +26,18 @@ def _without_password(piece: str) -> str:
     credentials, at, host = rest.rpartition("@")
     user, colon, _password = credentials.partition(":")
     return f"{scheme}://{user}:***@{host}" if at and colon else piece
+
+
+def ended(text: str) -> str:
+    """Return `text`, whose end is cut off, without the URL that the cut may run through.
+
+    Half a URL is not recognised any more.
+    """
+    before, mark, after = text.rpartition("://")
+    return before if mark and not _BLANK.search(after) else text
+
+
+def begun(text: str) -> str:
+    """Return `text`, whose beginning is cut off, without the URL that the cut may run through."""
+    touched = _WORD.match(text)
+    return text[touched.end() :] if touched and "@" in touched[0] else text

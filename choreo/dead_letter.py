@@ -6,10 +6,11 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final
 
 from choreo import clock
-from choreo.censor import censored
+from choreo.censor import begun, censored, ended
 from choreo.cloudevents import STRUCTURED, binary, media_type
 from choreo.errors import EnvelopeError
 from choreo.message import (
@@ -26,10 +27,13 @@ from choreo.message import (
     identity,
     measure,
 )
+from choreo.retry import leaves
 from choreo.topology import topic_in
 
 MAX_ERROR: Final = 2_000  # characters of the exception's text
 MAX_TRACEBACK: Final = 8_000  # characters, the end of it, where the error is
+_CUT: Final = "[…]\n"  # where a traceback has lost its beginning
+_MOST_NAMED: Final = 10  # exceptions of a group
 _BROKERS_REASONS: Final = {"delivery_limit": Reason.CRASHED, "expired": Reason.UNCLAIMED}
 
 
@@ -116,8 +120,8 @@ def read(message: Message, *, agent: str) -> DeadLetter:
         agent=_text(headers.get(NOTE + "agent")) or agent,
         reason=str(reason),
         error_type=_text(headers.get(NOTE + "error-type")),
-        error=_text(headers.get(NOTE + "error")),
-        traceback=_text(headers.get(NOTE + "traceback")),
+        error=_said(headers.get(NOTE + "error")),
+        traceback=_said(headers.get(NOTE + "traceback")),
         reaction=_text(headers.get(NOTE + "reaction")),
         attempts=_number(headers.get(NOTE + "attempts")),
         first_failure=_time(headers.get(FIRST_FAILURE)),
@@ -154,28 +158,53 @@ def _without_notes(message: Message) -> Message:
 
 def _words(error: BaseException) -> str:
     try:
-        text = _sendable(str(error))
+        text = _without_credentials(_text_of(error))
     except BaseException as second:  # noqa: BLE001 - an exception's own __str__ is the user's code too
         text = f"({type(error).__name__} cannot be shown: its __str__ raised {type(second).__name__})"
     return text if len(text) <= MAX_ERROR else text[: MAX_ERROR - 1] + "…"
+
+
+def _text_of(error: BaseException) -> str:
+    """Return the text of an exception; that of a group names what is in it, which is what went wrong."""
+    if not isinstance(error, BaseExceptionGroup):
+        return str(error)
+    named = [f"{type(each).__name__}: {each}" for each in islice(leaves(error), _MOST_NAMED)]
+    return f"{error}: {'; '.join(named)}"
 
 
 def _traceback(error: BaseException) -> str | None:
     try:
         if error.__traceback__ is None:
             return None
-        text = _sendable("".join(traceback.format_exception(error)))
+        text = _without_credentials("".join(traceback.format_exception(error)))
     except BaseException:  # noqa: BLE001 - notes and attributes of an exception are the user's code too
         return None
-    return text if len(text) <= MAX_TRACEBACK else f"[…]\n{text[-MAX_TRACEBACK:]}"
+    return text if len(text) <= MAX_TRACEBACK else _CUT + text[-MAX_TRACEBACK:]
 
 
 def _sendable(text: str) -> str:
-    """Return `text` without the lone surrogates that UTF-8 has no bytes for, and without credentials.
+    """Return `text` without the lone surrogates that UTF-8 has no bytes for."""
+    return text.encode(errors="backslashreplace").decode()
 
-    Also a text of a class that is the user's, which is asked for nothing. Before it is cut: half a URL is none.
+
+def _without_credentials(text: str) -> str:
+    """Return `text` as a letter may say it, before it is cut: half a URL is none.
+
+    An exception may give a text of the user's own class, which is asked for nothing.
     """
-    return censored(str.encode(text, errors="backslashreplace").decode())
+    return censored(_sendable(str.__str__(text)))
+
+
+def _said(value: Any) -> str | None:
+    """Return what an earlier release may have written as it was."""
+    text = _text(value)
+    if text is None:
+        return None
+    if text.startswith(_CUT):
+        text = _CUT + begun(text.removeprefix(_CUT))
+    if text.endswith("…"):
+        text = ended(text[:-1]) + "…"
+    return censored(text)
 
 
 def _derived(message: Message, topic: str) -> str | None:

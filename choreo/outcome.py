@@ -8,6 +8,7 @@ from typing import Final
 from choreo.errors import EnvelopeError, NotEmitted, PublishFailed, PublishRefused, UndeclaredEvent, UnreadableEvent
 from choreo.message import Reason
 from choreo.reaction import Reaction
+from choreo.retry import leaves
 
 # What a reaction emitted but the broker did not confirm is tried again on the same ladder as other failures: seconds
 # before each further try. After the last, the delivery is dead-lettered rather than tried for ever.
@@ -53,8 +54,9 @@ def decide(reaction: Reaction | None, error: BaseException, *, attempt: int, ela
         return DeadLetter(Reason.UNDECLARED)
     if isinstance(error, UnreadableEvent):
         return DeadLetter(Reason.UNREADABLE)
-    if isinstance(error, PublishFailed):
-        return _unconfirmed(error, attempt)
+    found = list(leaves(error))
+    if all(isinstance(each, PublishFailed) for each in found):
+        return _unconfirmed(found[-1], attempt)
     policy = reaction.retry if reaction is not None else None
     if policy is None or not policy.names(error):
         return DeadLetter(Reason.FAILED)
@@ -66,7 +68,7 @@ def decide(reaction: Reaction | None, error: BaseException, *, attempt: int, ela
     return DeadLetter(Reason.EXHAUSTED)
 
 
-def _unconfirmed(error: PublishFailed, attempt: int) -> Decision:
+def _unconfirmed(error: BaseException, attempt: int) -> Decision:
     if attempt <= len(PUBLISH_DELAYS):
         return TryLater(PUBLISH_DELAYS[attempt - 1])
     return DeadLetter(Reason.UNROUTABLE if isinstance(error, PublishRefused) else Reason.REFUSED)

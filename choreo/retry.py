@@ -6,6 +6,7 @@ so that no delivery is held while it waits and a restart forgets nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,12 +29,13 @@ Exceptions = type[BaseException] | tuple[type[BaseException], ...]
 class Retry:
     """When a reaction is tried again, how often and after how long. Immutable.
 
-    `on`: the exceptions that are worth another try, or a tenacity `retry_*` object. `attempts`: tries in all, the first
-    included. `immediate`: how many of the further tries happen at once and in the process, before the broker's delays
-    begin. `first`, `ceiling`: the first delay and the longest; each delay doubles the one before, with up to `first` of
-    jitter on top. The broker's delays are whole seconds, at least one. `wait` and `stop` take tenacity objects in place
-    of `first`/`ceiling` and `attempts`; `stop_after_delay` counts from the first failure, across restarts.
-    Raises DeclarationError that names the parameter.
+    `on`: the exceptions that are worth another try, or a tenacity `retry_*` object. An exception group, as a TaskGroup
+    raises it, is worth one if each exception in it is, however deep (or if `on` names its own class). `attempts`: tries
+    in all, the first included. `immediate`: how many of the further tries happen at once and in the process, before the
+    broker's delays begin. `first`, `ceiling`: the first delay and the longest; each delay doubles the one before, with
+    up to `first` of jitter on top. The broker's delays are whole seconds, at least one. `wait` and `stop` take tenacity
+    objects in place of `first`/`ceiling` and `attempts`; `stop_after_delay` counts from the first failure, across
+    restarts. Raises DeclarationError that names the parameter.
     """
 
     immediate: int
@@ -99,16 +101,49 @@ class Retry:
         return self._text
 
 
+class _Each(retry_base):
+    """Says what `condition` says of an exception; of a group, whether it says so of each exception in it.
+
+    Not of the group itself: what names exceptions that are not to be tried again would find none in it. A group whose
+    class is one of `types` is meant itself.
+    """
+
+    def __init__(self, condition: retry_base, types: tuple[type[BaseException], ...] = ()) -> None:
+        self._condition = condition
+        self._types = types
+
+    def __call__(self, state: tenacity.RetryCallState) -> bool:
+        """Ask."""
+        assert state.outcome is not None
+        error = state.outcome.exception()
+        if not isinstance(error, BaseExceptionGroup) or isinstance(error, self._types):
+            return self._condition(state)
+        elapsed = state.outcome_timestamp or 0.0
+        inside = (_state(each, state.attempt_number, elapsed) for each in leaves(error))
+        return all(self._condition(each) for each in inside)
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions that a group holds, those of the groups in it among them; else `error` itself."""
+    rest = [error]
+    while rest:
+        each = rest.pop()
+        if isinstance(each, BaseExceptionGroup):
+            rest.extend(reversed(each.exceptions))
+        else:
+            yield each
+
+
 def _condition(on: Exceptions | retry_base) -> retry_base:
     if isinstance(on, retry_base):
-        return on
+        return _Each(on)
     types: tuple[Any, ...] = on if isinstance(on, tuple) else (on,)
     if not types or not all(isinstance(each, type) and issubclass(each, BaseException) for each in types):
         raise DeclarationError(
             f"Retry has on={on!r}",
             "an exception class, a tuple of them, or a tenacity retry object such as retry_if_exception_type(...)",
         )
-    return tenacity.retry_if_exception_type(types)
+    return _Each(tenacity.retry_if_exception_type(types), types)
 
 
 def _instance(name: str, value: Any, kind: type[Any]) -> Any:

@@ -73,12 +73,14 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - it is said, without the passwords that it may quote
         from choreo.importing import IMPORTING
 
         note = next((each for each in getattr(error, "__notes__", ()) if each.startswith(IMPORTING)), None)
         if note is None:
-            raise
+            complaints.of_anything_else(error)
+            run.leave_threads(1)
+            sys.exit(1)
         complaints.of_import(note.removeprefix(IMPORTING).strip(), error)
         sys.exit(ConfigurationError.exit_code)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from choreo.censor import censored
 from choreo.printable import visible
 
 
@@ -21,7 +22,7 @@ def complain(message: str, way_out: str = "") -> None:
 
 def _say(text: str) -> None:
     with suppress(OSError):  # whoever read stderr is gone; the exit code is still to come
-        typer.echo(visible(text), err=True, nl=False)
+        typer.echo(visible(censored(text)), err=True, nl=False)
 
 
 def of_usage(error: Any) -> None:
@@ -57,3 +58,8 @@ def of_import(module: str, error: Exception) -> None:
     else:
         way_out = "the traceback above shows how it came there"
     complain(f"{module} cannot be imported{place}: {what}", way_out)
+
+
+def of_anything_else(error: Exception) -> None:
+    """Show the traceback of what nobody has expected, as Python would; but exceptions quote what they were given."""
+    _say("".join(traceback.format_exception(error)))

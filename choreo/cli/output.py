@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 import typer
 
+from choreo.censor import censored
 from choreo.cli.options import Output
 from choreo.errors import ChoreoError
 from choreo.printable import folded, visible, visible_json
@@ -165,7 +166,7 @@ def _paragraph(name: str, text: str, width: int) -> list[str]:
 def note(text: str) -> None:
     """Say something to the person at the terminal, on stderr; where that is gone, nobody hears it."""
     with suppress(OSError):
-        typer.echo(visible(text), err=True)
+        typer.echo(visible(censored(text)), err=True)
 
 
 def tell(line: str) -> None:

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import re
 import sys
 import traceback
 from collections.abc import Collection
@@ -25,6 +24,7 @@ from uuid import UUID
 import structlog
 from structlog.typing import EventDict, Processor
 
+from choreo import censor
 from choreo.censor import censored
 from choreo.errors import ConfigurationError
 from choreo.logger import get_logger, guarded, lost
@@ -59,9 +59,6 @@ _DEPTH = 4
 _INTEGER_BITS = 1_024  # Python refuses to write an integer of more than 4,300 digits in decimal
 
 _OF_DELIVERIES = "of_deliveries"
-
-_WORD = re.compile(r"\S+")
-_BLANK = re.compile(r"\s")
 
 
 def configure(level: str = "info", format: Format = "auto") -> None:  # noqa: A002 - named as its setting is
@@ -275,13 +272,7 @@ def _text(value: str) -> str:
         return censored(value)
     # A traceback says most at its end, and where it began at its start.
     head, tail = value[:_HEAD], value[_HEAD - _TEXT_LIMIT :]
-    # Half a URL would not be recognised any more: when the cut runs through one, both its parts go as well.
-    before, mark, after = head.rpartition("://")
-    if mark and not _BLANK.search(after):
-        head = before
-    touched = _WORD.match(tail)
-    if touched and "@" in touched[0]:
-        tail = tail[touched.end() :]
+    head, tail = censor.ended(head), censor.begun(tail)
     return f"{censored(head)} [{len(value) - len(head) - len(tail)} characters left out] {censored(tail)}"
 
 

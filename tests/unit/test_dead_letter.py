@@ -215,3 +215,60 @@ def test_topic_is_never_dropped() -> None:
     written = letter(Message(b"{}", headers={str(number): "" for number in range(20_000)}))
     assert written.headers["choreo-topic"] == "order.placed"
     assert dead_letter.read(written, agent="payment").topic == "order.placed"
+
+
+SECRET = "hunter2"
+URL = f"postgresql://shop:{SECRET}@db.internal/orders"
+
+
+class Quotes(Exception):
+    """As database drivers do: it quotes what it was given."""
+
+    def __str__(self) -> str:
+        return f"cannot connect to {URL}"
+
+
+@pytest.mark.parametrize("cut", [0, *range(MAX_ERROR - 120, MAX_ERROR, 7)])
+def test_no_password_of_a_url_gets_onto_a_letter(cut: int) -> None:
+    """Not in the text, the traceback, its notes, the exceptions before it, or those in a group; wherever it is cut."""
+    inner = Quotes("." * cut + URL)
+    inner.add_note(f"tried {URL} twice")
+    try:
+        try:
+            raise inner
+        except Quotes as first:
+            raise ValueError("." * cut + f" {URL}") from first
+    except ValueError as error:
+        found = error
+    for failure in (found, ExceptionGroup(URL, [found, inner])):
+        written = letter(error=failure)
+        assert SECRET not in str(written.headers)
+        read = dead_letter.read(written, agent="payment")
+        assert SECRET not in f"{read.error}{read.traceback}"
+
+
+@pytest.mark.parametrize("cut", range(0, 80, 3))
+def test_letters_that_were_written_before_are_shown_without_passwords(cut: int) -> None:
+    """Releases before this one wrote exceptions as they were, cut where their length was over."""
+    written = letter()
+    written.headers["choreo-dead-error"] = f"cannot connect to {URL} today"[: 20 + cut] + "…"
+    written.headers["choreo-dead-traceback"] = "[…]\n" + f"cannot connect to {URL}\nValueError: {URL}"[cut:]
+    read = dead_letter.read(written, agent="payment")
+    assert SECRET[:4] not in str(read.error)
+    assert SECRET[3:] not in str(read.traceback)
+
+
+@given(st.text(alphabet="/:@ ab", min_size=1, max_size=60))
+def test_what_is_replayed_is_never_censored(text: str) -> None:
+    """Ids, topics and bodies are data, whatever they look like."""
+    written = letter(Message(text.encode(), message_id=text, correlation_id=text), topic=text)
+    read = dead_letter.read(written, agent="payment")
+    assert (read.body, read.topic) == (text.encode(), text)
+    assert (read.id or "", read.correlation_id or "") == (text, text)
+
+
+def test_of_a_group_the_letter_names_what_is_in_it() -> None:
+    """The text of a TaskGroup's error says only how many there were."""
+    error = ExceptionGroup("unhandled errors in a TaskGroup", [OSError("net"), ExceptionGroup("x", [KeyError("k")])])
+    read = dead_letter.read(letter(error=error), agent="payment")
+    assert read.error == "unhandled errors in a TaskGroup (2 sub-exceptions): OSError: net; KeyError: 'k'"

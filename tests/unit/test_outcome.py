@@ -159,3 +159,14 @@ def test_delays_double_up_to_the_ceiling_and_are_whole_seconds_of_the_ladder() -
 def test_what_was_not_confirmed_is_tried_for_four_minutes() -> None:
     """The delays of unconfirmed events fit the ladder and double: a listener that comes back late finds them."""
     assert tuple(2**n for n in range(8)) == PUBLISH_DELAYS
+
+
+def test_a_group_is_decided_on_by_what_is_in_it() -> None:
+    """A TaskGroup's error is retried, given up and taken for an unconfirmed publish as the exception in it is."""
+    payment = reaction(Retry(on=Unreachable, attempts=2), otherwise=declined)
+    unreachable, mixed = ExceptionGroup("g", [Unreachable()]), ExceptionGroup("g", [Unreachable(), KeyError()])
+    assert isinstance(decide(payment, unreachable, attempt=1, elapsed=0), TryLater)
+    assert decide(payment, unreachable, attempt=2, elapsed=0) == Otherwise()
+    assert decide(payment, mixed, attempt=1, elapsed=0) == DeadLetter(Reason.FAILED)
+    unconfirmed = ExceptionGroup("g", [PublishUnknown("no answer"), ExceptionGroup("h", [PublishUnknown("none")])])
+    assert decide(payment, unconfirmed, attempt=1, elapsed=0) == TryLater(PUBLISH_DELAYS[0])

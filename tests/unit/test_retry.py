@@ -171,3 +171,58 @@ def test_a_wrong_policy_is_refused_by_the_parameter(arguments: dict[str, Any], n
         Retry(**{"on": Unreachable} | arguments)
     assert named in caught.value.message
     assert mend in caught.value.way_out
+
+
+def group(*errors: BaseException) -> BaseException:
+    return BaseExceptionGroup("unhandled errors in a TaskGroup", errors)
+
+
+@pytest.mark.parametrize(
+    ("on", "error", "named"),
+    [
+        (OSError, group(OSError()), True),
+        (OSError, group(ConnectionError(), TimeoutError()), True),
+        (OSError, group(group(OSError()), group(group(OSError()), ConnectionError())), True),
+        (OSError, group(OSError(), ValueError()), False),
+        (OSError, group(group(OSError()), group(group(OSError(), ValueError()))), False),
+        ((OSError, ValueError), group(OSError(), group(ValueError())), True),
+        (Exception, group(OSError(), ValueError()), True),
+        (Exception, group(OSError(), SystemExit()), False),
+        (BaseException, group(OSError(), SystemExit()), True),
+        (ExceptionGroup, group(OSError(), ValueError()), True),
+        (ExceptionGroup, group(OSError(), SystemExit()), False),
+        (tenacity.retry_if_exception_type(OSError), group(OSError(), group(OSError())), True),
+        (tenacity.retry_if_exception_type(OSError), group(OSError(), ValueError()), False),
+        (tenacity.retry_if_not_exception_type(ValueError), group(OSError()), True),
+        (tenacity.retry_if_not_exception_type(ValueError), group(OSError(), ValueError()), False),
+        (tenacity.retry_if_exception_message(match="busy"), group(OSError("busy"), OSError("busy too")), True),
+        (tenacity.retry_if_exception_message(match="busy"), group(OSError("busy"), OSError("gone")), False),
+        (tenacity.retry_if_exception(lambda error: len(error.args) == 1), group(OSError(1), OSError(2)), True),
+    ],
+)
+def test_a_group_is_tried_again_if_all_that_is_in_it_is(on: Any, error: BaseException, named: bool) -> None:
+    """However deep; one exception that nobody named is enough against it."""
+    policy = Retry(on=on, attempts=3, immediate=1)
+    assert policy.names(error) is named
+    assert (policy.delay(error, 1, 0) == 0.0) is named
+    assert (policy.delay(error, 2, 0) is not None) is named
+    assert policy.delay(error, 3, 0) is None
+
+
+nested: st.SearchStrategy[BaseException] = st.recursive(
+    st.sampled_from([OSError, ValueError, KeyError, SystemExit]).map(lambda kind: kind()),
+    lambda inner: st.lists(inner, min_size=1, max_size=4).map(lambda errors: group(*errors)),
+    max_leaves=20,
+)
+
+
+@given(nested, st.sets(st.sampled_from([OSError, ValueError, KeyError, SystemExit]), min_size=1))
+def test_a_group_is_named_as_its_flat_list_is(error: BaseException, kinds: set[type[BaseException]]) -> None:
+    """Whatever its shape."""
+
+    def flat(error: BaseException) -> list[BaseException]:
+        if not isinstance(error, BaseExceptionGroup):
+            return [error]
+        return [leaf for each in error.exceptions for leaf in flat(each)]
+
+    assert Retry(on=tuple(kinds)).names(error) is all(isinstance(each, tuple(kinds)) for each in flat(error))
