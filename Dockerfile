@@ -36,8 +36,10 @@ WORKDIR /opt/choreo/app
 COPY agents/ agents/
 USER 10001:10001
 STOPSIGNAL SIGTERM
+# Where CHOREO_HEALTH_PORT says, which whoever runs the image may change. podman and buildah keep this line only with
+# `build --format docker`: the OCI format has no place for it.
 # Without a proxy, whatever the environment says: it would be asked for 127.0.0.1 too.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:8080/ready', timeout=3)"]
+    CMD ["python", "-c", "import os; from urllib.request import ProxyHandler, build_opener; build_opener(ProxyHandler({})).open('http://127.0.0.1:' + os.environ['CHOREO_HEALTH_PORT'] + '/ready', timeout=3)"]
 ENTRYPOINT ["choreo"]
 CMD ["run", "--all"]

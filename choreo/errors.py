@@ -24,6 +24,7 @@ ChoreoError                     1   exit code of a command that ends with it
 │   ├── ReactionTimeout        75   a reaction ran longer than its `timeout` (also a TimeoutError)
 │   ├── NothingLeft            75   in virtual time: what is awaited cannot come any more
 │   └── NotSettled             75   in a rehearsal: something still waits at its end (also an AssertionError)
+├── LifespanFailed              1   the lifespan of an agent raised something, at its begin or its end
 ├── FaultUnused                 1   in a rehearsal: what was ordered to go wrong never did (also an AssertionError)
 ├── ScheduleFailed              1   a scenario fails on one of its schedules (also an AssertionError)
 ├── InternalError              70   a defect of choreo's own: part of it has stopped, so the whole ends
@@ -165,6 +166,10 @@ class NothingLeft(DeadlinePassed):
 
 class NotSettled(DeadlinePassed, AssertionError):
     """In a rehearsal: something still waits after all the time that it was given."""
+
+
+class LifespanFailed(ChoreoError):
+    """The lifespan of an agent raised something, at its begin or its end."""
 
 
 class FaultUnused(ChoreoError, AssertionError):

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from choreo.cli import bench, check, complaints, dev, dlq, graph, inspect, output, publish, run
+from choreo.cli import bench, check, complaints, dev, dlq, graph, inspect, output, publish, run, streams
 from choreo.errors import ChoreoError, ConfigurationError
 from choreo.importing import inherit
 
@@ -58,6 +58,8 @@ def _options(
 
 def main() -> None:
     """Run the command line, and end with one of the exit codes that `choreo --help` lists."""
+    streams.open_closed()
+    streams.words_never_fail()
     _steady_output()
     try:
         sys.exit(app(prog_name="choreo", standalone_mode=False))

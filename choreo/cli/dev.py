@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from choreo.cli import options, output, run
+from choreo.cli import options, output, run, streams
 from choreo.cli.options import LogLevel, Url
 from choreo.errors import ConfigurationError, UsageError
 
@@ -70,6 +70,7 @@ def dev(
     from choreo.runtime.starting import Start
     from choreo.settings import load
 
+    streams.prints_never_fail()
     start = Start("starting a broker")
     began = time.monotonic()
     settings = options.settings(url=url, log_level=log_level)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from choreo.cli import options, output
+from choreo.cli import options, output, streams
 from choreo.cli.options import LogLevel, Url
 from choreo.errors import ConfigurationError, UsageError
 
@@ -83,6 +83,7 @@ def run(  # noqa: PLR0917 - typer makes an option of each
     from choreo.observe import logs
     from choreo.runtime.starting import Start
 
+    streams.prints_never_fail()
     start = Start("reading its settings")
     settings = options.settings(
         url=url,

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 
 from choreo import forks
 from choreo.censor import censored
-from choreo.errors import ConfigurationError
+from choreo.errors import ConfigurationError, DeadlinePassed
 from choreo.logger import get_logger
 
 _HEAD_LIMIT = 8_192  # bytes of a request's line and headers
 _DEADLINE = 5.0  # seconds from connecting until the answer is sent
 _CONNECTIONS = 64  # a client that opens more must not take the file descriptors that the broker needs
+
+_PAUSE = 0.5  # seconds before a port that was in use is tried again
+_WAY_OUT = "choose a free one with --health-port and --health-host (port 0 takes any free one)"
 
 # RFC 9112, section 3. An absolute-form target is for proxies, which this is not.
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) (/[!-~]*) HTTP/1\.[01]\r\n")
@@ -53,16 +58,35 @@ class Health:
         sockets = self._server.sockets if self._server else ()
         return int(sockets[0].getsockname()[1]) if sockets else 0
 
-    async def start(self) -> None:
-        """Listen. Raises ConfigurationError when host and port cannot be listened on."""
+    async def start(self, patience: float = 0.0, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Listen. A port in use is tried again for `patience` seconds, unless `given_up`.
+
+        Raises DeadlinePassed when it still is then, and ConfigurationError when nothing can listen there.
+        """
+        until = time.monotonic() + patience
+        while not await self._listens():
+            if time.monotonic() >= until:
+                why = f"the port is in use, and was for {patience:g} s"
+                raise DeadlinePassed(f"the health endpoint cannot listen on {self._place}: {why}", _WAY_OUT)
+            if given_up():
+                return
+            _log.warning("health endpoint waits", host=self._host, port=self._asked_port, why="the port is in use")
+            await asyncio.sleep(_PAUSE)
+        assert self._server is not None
+        for each in self._server.sockets:
+            forks.keep_private(each.fileno())
+
+    async def _listens(self) -> bool:
+        """Try to listen; say whether the port was free."""
         if not 0 <= self._asked_port <= 65_535:  # uvloop would listen on the remainder
             raise self._cannot_listen("a port is a number from 0 to 65535")
         try:
             self._server = await asyncio.start_server(self._accept, self._host, self._asked_port, limit=_HEAD_LIMIT)
         except (OSError, ValueError) as error:  # ValueError: a host with a character that no name has
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                return False
             raise self._cannot_listen(_reason(error)) from error
-        for each in self._server.sockets:
-            forks.keep_private(each.fileno())
+        return True
 
     async def stop(self) -> None:
         """Stop listening and end what is still being answered."""
@@ -76,11 +100,12 @@ class Health:
         self._server = None
 
     def _cannot_listen(self, reason: str) -> ConfigurationError:
+        return ConfigurationError(f"the health endpoint cannot listen on {self._place}: {reason}", _WAY_OUT)
+
+    @property
+    def _place(self) -> str:
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return ConfigurationError(
-            f"the health endpoint cannot listen on {host}:{self._asked_port}: {reason}",
-            "choose a free one with --health-port and --health-host (port 0 takes any free one)",
-        )
+        return f"{host}:{self._asked_port}"
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._requests) >= _CONNECTIONS:

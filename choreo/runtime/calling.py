@@ -126,6 +126,13 @@ def in_threads(since: float, until: float) -> list[Reaction]:
     return list({id(run.reaction): run.reaction for run in runs}.values())
 
 
+def unfinished(agent: str) -> list[tuple[Reaction, float]]:
+    """Return the reactions of `agent` that are still in a thread, and for how many seconds."""
+    now = time.monotonic()
+    runs = [run for run in tuple(_runs.values()) if run.ended is None and run.reaction.agent == agent]
+    return [(run.reaction, now - run.began) for run in runs]
+
+
 def listed(result: Any) -> list[Any]:
     """Return what a reaction has returned as a list of events: none for None, those of whatever can be iterated over.
 
@@ -143,6 +150,7 @@ def listed(result: Any) -> list[Any]:
     return events
 
 
+@about_a_reaction
 async def _within(reaction: Reaction, work: Awaitable[Any]) -> list[Event]:
     deadline = asyncio.timeout(reaction.timeout)
     try:
@@ -151,6 +159,9 @@ async def _within(reaction: Reaction, work: Awaitable[Any]) -> list[Event]:
     except TimeoutError as error:
         if not deadline.expired():
             raise  # the work's own
+        if reaction.in_thread:
+            what = "its thread goes on, which nothing can end; what it does then counts for nothing"
+            _logger.warning("deadline passed", agent=reaction.agent, reaction=reaction.name, next=what)
         raise ReactionTimeout(
             f"reaction {reaction.name!r} of agent {reaction.agent} ran longer than its {reaction.timeout:g} s",
             "make it faster, or raise its timeout=",
@@ -252,6 +263,9 @@ def _in_thread(thread: _Thread, reaction: Reaction, function: Callable[..., Any]
         raise RuntimeError(f"{function.__name__} raised {type(error).__name__}") from error
     finally:
         run.ended = time.monotonic()
+        if run.ended - run.began > reaction.timeout:
+            seconds = round(run.ended - run.began, 1)
+            _logger.warning("late thread ended", agent=reaction.agent, reaction=reaction.name, seconds=seconds)
         if forks.forked:
             end_child(reaction)
         thread.end()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import traceback
+from collections.abc import Awaitable, Callable
 from types import FrameType, TracebackType
 from typing import Any, Final
 
+from choreo import frames
 from choreo.agent import Agent
-from choreo.errors import DeadlinePassed, DeclarationError, InternalError
+from choreo.errors import ChoreoError, DeadlinePassed, DeclarationError, InternalError, LifespanFailed
 from choreo.logger import get_logger
+from choreo.observe.logs import shown
 from choreo.runtime.tasks import owned
 
 START_TIMEOUT: Final = 300.0  # seconds
@@ -45,18 +48,22 @@ async def enter(
     async def leave(
         kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        limit = asyncio.timeout_at(leave_by())
-        try:
-            async with limit:
-                return await manager.__aexit__(kind, error, trace)
-        except TimeoutError:
-            if not limit.expired():
-                raise  # the lifespan's own
-            _logger.error("lifespan hangs", agent=agent.name, where="at its end", next="it is cut off")  # noqa: TRY400
-            return None
+        return await _leave(agent, leave_by(), manager.__aexit__(kind, error, trace))
 
     stack.push_async_exit(leave)
     return resources
+
+
+async def _leave(agent: Agent, leave_by: float, leaving: Awaitable[bool | None]) -> bool | None:
+    limit = asyncio.timeout_at(leave_by)
+    try:
+        async with limit:
+            return await leaving
+    except TimeoutError:
+        if not limit.expired():
+            raise  # the lifespan's own
+        _logger.error("lifespan hangs", agent=agent.name, where="at its end", next="it is cut off")  # noqa: TRY400
+        return None
 
 
 def agent_on(frame: FrameType | None) -> Agent | None:
@@ -66,6 +73,25 @@ def agent_on(frame: FrameType | None) -> Agent | None:
             found: Agent = frame.f_locals["agent"]
             return found
         frame = frame.f_back
+    return None
+
+
+def failure(error: BaseException) -> LifespanFailed | None:
+    """Return what to say of `error` if a lifespan has raised it, after a line in the log; None for any other."""
+    if isinstance(error, ChoreoError):
+        return None  # it says already what it means
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        agent = frame.f_locals.get("agent")
+        if frame.f_code not in (enter.__code__, _leave.__code__) or not isinstance(agent, Agent):
+            continue
+        when = "at its end" if frame.f_code is _leave.__code__ else "before its yield"
+        place = frames.report_of(error)
+        _logger.error("lifespan failed", agent=agent.name, when=when, error=shown(error), **place)
+        where = f" ({place['where']})" if "where" in place else ""
+        return LifespanFailed(
+            f"the lifespan of agent {agent.name} failed {when}{where}: {shown(error)}",
+            "the line of the log, lifespan failed, has the way there",
+        )
     return None
 
 

@@ -174,10 +174,15 @@ class Supervisor:
         """Return the exit code: 0 when all processes drained, else the first one that says why not."""
         stop = Stop(self._drain, lambda: self._signal(signal.SIGKILL))
         self._processes = [_Process(number, command) for number, command in enumerate(self._commands, start=1)]
-        host, port = self._settings.health_host, self._settings.health_port
         async with (
             signals(stop),
-            endpoint(host, port, ready=lambda: (self.ready, self.status), live=self._live),
+            endpoint(
+                self._settings,
+                stop,
+                self._settings.health_port,
+                ready=lambda: (self.ready, self.status),
+                live=self._live,
+            ),
             watchdog(self._notifier, self._fail),
             self._background(),
         ):

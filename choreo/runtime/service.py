@@ -33,6 +33,8 @@ _ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # supervisor kills after 5.
 _GRACE: Final = GRACE + 0.5
 
+_LONGEST_WAIT: Final = 60.0  # seconds for the port of the health endpoint
+
 _logger = get_logger()
 
 
@@ -94,7 +96,7 @@ async def serve(
     port = None if isinstance(notifier, Line) else settings.health_port
     async with (
         signals(stop),
-        endpoint(settings.health_host, port, ready=lambda: (worker.ready, worker.status)),
+        endpoint(settings, stop, port, ready=lambda: (worker.ready, worker.status)),
     ):
         longest = max((reaction.timeout for agent in agents for reaction in agent.reactions), default=0.0)
 
@@ -109,7 +111,12 @@ async def serve(
         async with watchdog(notifier, worker.fail):
             with stall.watch(deadline) as watch:
                 worker.standstill = watch.standstill
-                drained = await worker.run()
+                try:
+                    drained = await worker.run()
+                except Exception as error:
+                    if (told := lifespan.failure(error)) is not None:
+                        raise told from error
+                    raise
     return stop.exit_code(drained=drained)
 
 
@@ -178,15 +185,22 @@ def _alive() -> tuple[bool, str]:
 
 @asynccontextmanager
 async def endpoint(
-    host: str, port: int | None, ready: Callable[[], tuple[bool, str]], live: Callable[[], tuple[bool, str]] = _alive
+    settings: Settings,
+    stop: Stop,
+    port: int | None,
+    ready: Callable[[], tuple[bool, str]],
+    live: Callable[[], tuple[bool, str]] = _alive,
 ) -> AsyncIterator[None]:
-    """Serve /live and /ready, unless `port` is None. That an answer comes at all shows that the loop turns."""
+    """Serve /live and /ready, unless `port` is None. That an answer comes at all shows that the loop turns.
+
+    A port that is in use may be that of the worker that this one replaces: it has as long as a broker has at the start.
+    """
     if port is None:
         yield
         return
-    health = Health(live, ready, host, port)
-    await health.start()
-    _logger.info("health endpoint", host=host, port=health.port)
+    health = Health(live, ready, settings.health_host, port)
+    await health.start(min(settings.wait, _LONGEST_WAIT), given_up=lambda: stop.count > 0)
+    _logger.info("health endpoint", host=settings.health_host, port=health.port)
     try:
         yield
     finally:

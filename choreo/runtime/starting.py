@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Final
 
@@ -63,5 +64,6 @@ class Start:
 
 def _end(number: int, _frame: FrameType | None) -> None:
     """End at once. Nothing has begun, so nothing is cut off; and a user's `except:` around an import is not asked."""
-    _logger.info("signal", name=signal.Signals(number).name, next="ended, nothing had begun")
+    with suppress(Exception):  # it may have come in the middle of another line
+        _logger.info("signal", name=signal.Signals(number).name, next="ended, nothing had begun")
     os._exit(0)

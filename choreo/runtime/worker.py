@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import decimal
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from itertools import chain
@@ -27,6 +27,7 @@ from choreo.runtime.holding import limits
 from choreo.runtime.rounds import cause_of_loss
 from choreo.runtime.stall import Standstill
 from choreo.runtime.tasks import first_of, owned
+from choreo.runtime.threads import threads
 from choreo.runtime.window import Turns, Window
 from choreo.settings import Settings
 from choreo.topology import Names, Topology
@@ -35,7 +36,6 @@ from choreo.transport import Connect, Session
 _SAID: Final = 16  # attempts that are each said while nobody answers; after them, one in so many
 _LOOK: Final = 1.0  # seconds for the question whether the queues are still there
 _SHORT_LIFE: Final = 10.0  # seconds
-_SPARE_THREADS: Final = 1_000  # made only when they are needed
 _END_TIMEOUT: Final = 3.0  # seconds for what is cancelled to give its delivery back
 SUBSCRIBING: Final = "subscribing"  # begins the status from which on messages arrive
 GRACE: Final = 4.0  # seconds after the drain time for everything that has to be closed
@@ -125,7 +125,9 @@ class Worker:
             try:
                 for agent in self.agents:
                     resources = await self._enter(stack, agent)
-                    courier = self._courier(agent, stack.enter_context(self._threads()), resources)
+                    courier = self._courier(
+                        agent, stack.enter_context(threads(agent.name, self._settings.concurrency)), resources
+                    )
                     self._drainers[agent.name] = self._drainers_of(courier, context)
                 stack.push_async_callback(self._end_drainers)
                 self.drained = await self._consume_until_stopped()
@@ -164,16 +166,6 @@ class Worker:
         """Return the time of the loop by which lifespans have to end: the drain time and a grace after it."""
         began = self._draining_since or asyncio.get_running_loop().time()
         return began + self._settings.drain + GRACE
-
-    @contextlib.contextmanager
-    def _threads(self) -> Iterator[ThreadPoolExecutor]:
-        """Threads for the `def` reactions of one agent, some to spare for those that hang beyond their deadline."""
-        pool = ThreadPoolExecutor(self._settings.concurrency + _SPARE_THREADS, thread_name_prefix="reaction")
-        try:
-            yield pool
-        finally:
-            # Not waited for: a thread that hangs cannot be ended, and must not keep the process from ending.
-            pool.shutdown(wait=False, cancel_futures=True)
 
     async def _consume_until_stopped(self) -> bool:
         # At the start: patient for `wait` seconds if nobody answers, not at all with a refusal. Later a refusal may be

@@ -18,6 +18,7 @@ from choreo.message import Message
 from choreo.rabbit import session as rabbit
 from choreo.topology import Names
 from choreo.transport import Confirmed
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from tests.conftest import Running
@@ -54,6 +55,26 @@ class Stage:
         if state is not None:
             running.wait_for(f'"state": "{state}"')
         return running
+
+    def wait_until_bound(self) -> None:
+        """Return when the agent's queue is there, and consumed from."""
+
+        async def consumed() -> None:
+            session = await rabbit.connect([BrokerUrl.parse(self._url)], name="test")
+            queue = Names(NAMESPACE).queue(self.agent)
+
+            async def is_consumed() -> bool:
+                found = await session.stats(queue)
+                return found is not None and found.consumers > 0
+
+            await eventually(is_consumed)
+            await session.close()
+
+        asyncio.run(consumed())
+
+    def touch(self, name: str) -> None:
+        """Make a file in the folder that the program runs in."""
+        (self._project / name).touch()
 
     def send(self, order: str, topic: str = "placed") -> None:
         async def publish() -> None:
@@ -255,6 +276,54 @@ def test_lifespan_that_does_not_end_keeps_the_exit_code(stage: Stage, stubborn: 
     if not stubborn:
         (line,) = logged(running, "lifespan hangs")
         assert (line["agent"], line["where"]) == (stage.agent, "at its end")
+
+
+@pytest.mark.parametrize("when", ["before its yield", "at its end"])
+def test_lifespan_that_fails_is_named_in_one_line(stage: Stage, when: str) -> None:
+    """With its agent, the error and the user's own line, in the log and in the last word, which is no traceback."""
+    failing = 'raise OSError("no such database")'
+    text = with_lifespan(**{"before" if when == "before its yield" else "after": failing})
+    running = stage.run(text, state=None)
+    if when == "at its end":
+        running.wait_for('"state": "consuming"')
+        running.send(signal.SIGTERM)
+    assert running.wait() == 1
+    lines = [line for line in running.stderr if line.startswith("{")]
+    (line,) = [json.loads(each) for each in lines if "lifespan failed" in each]
+    assert (line["agent"], line["when"]) == (stage.agent, when)
+    assert "no such database" in line["error"]
+    assert line["where"].startswith(f"agents/{stage.agent}.py:")
+    assert line["where"].endswith(" lifespan")
+    said = [line for line in running.stderr if not line.startswith("{")]
+    assert len(said) <= 2
+    assert said[0].startswith(f"choreo: the lifespan of agent {stage.agent} failed {when}")
+
+
+def test_thread_that_outlives_its_deadline_is_spoken_of(stage: Stage) -> None:
+    """When the deadline passes, when it ends after all, and when it is cut off because the process ends."""
+    running = stage.run("""
+from pathlib import Path
+
+agent = Agent("NAME", timeout="200ms")
+
+@agent.on
+def work(placed: Placed) -> None:
+    while not Path(placed.order).exists():
+        time.sleep(0.01)
+""")
+    stage.send("go")
+    running.wait_for('"deadline passed"')
+    stage.touch("go")
+    running.wait_for('"late thread ended"')
+    stage.send("never")
+    running.wait_for('"deadline passed"', times=2)
+    running.wait_for('"dead letter"', times=2)
+    running.send(signal.SIGTERM)
+    assert running.wait() == 0
+    (ended,), (cut,) = logged(running, "late thread ended"), logged(running, "thread cut off")
+    for line in (*logged(running, "deadline passed"), ended, cut):
+        assert (line["agent"], line["reaction"]) == (stage.agent, "work")
+    assert min(ended["seconds"], cut["seconds"]) >= 0.2
 
 
 def test_reaction_that_swallows_its_cancellation_does_not_keep_the_program(stage: Stage) -> None:

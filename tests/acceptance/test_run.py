@@ -502,8 +502,18 @@ def test_wrong_option(choreo: Choreo, write: Callable[[str], str], arguments: li
 def test_health_port_in_use(choreo: Choreo, write: Callable[[str], str], post: Post) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-        done = choreo("run", write(PATIENT), "--health-port", port, env=post.environment)
-    one_message(done, 78, port)
+        done = choreo("run", write(PATIENT), "--health-port", port, "--wait", "200ms", env=post.environment)
+    one_message(done, 75, port)
+
+
+def test_health_port_that_becomes_free_is_taken(start_choreo: Start, write: Callable[[str], str], post: Post) -> None:
+    """It was that of the worker that this one replaces, which drained."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        arguments = ("--health-port", str(port), "--wait", "1m")
+        running = start_choreo("run", write(PATIENT), *arguments, env=post.environment)
+        running.wait_for("health endpoint waits")
+    assert health_port(consuming(running)) == port
 
 
 def test_wrong_declaration(choreo: Choreo, write: Callable[[str], str]) -> None:

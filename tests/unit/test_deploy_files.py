@@ -174,19 +174,20 @@ class TestImage:
             assert not {source.rstrip("/"), source.split("/")[0]} & set(ignored), source
 
     async def test_healthcheck_tells_ready_from_not(self, last_stage: dict[str, str]):
-        """The check of the image, run against a real endpoint, and not misled by a proxy."""
+        """The check of the image, run against a real endpoint at the port of its environment, and not misled by a
+        proxy."""
         command = check_command(last_stage["HEALTHCHECK"].partition("CMD ")[2])
         state = [False]
         endpoint = Health(lambda: (True, "alive"), lambda: (state[0], "as told"), "127.0.0.1", 0)
         await endpoint.start()
+        endpoint_port = endpoint.port
         assert "CHOREO_HEALTH_PORT=8080" in last_stage["ENV"]
-        code = command[-1].replace(":8080/", f":{endpoint.port}/")
-        assert code != command[-1]
 
         async def check() -> int:
             environment = {**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+            environment["CHOREO_HEALTH_PORT"] = str(endpoint_port)
             child = await asyncio.create_subprocess_exec(
-                sys.executable, *command[1:-1], code, env=environment, stderr=asyncio.subprocess.DEVNULL
+                sys.executable, *command[1:], env=environment, stderr=asyncio.subprocess.DEVNULL
             )
             return await child.wait()
 
@@ -195,6 +196,14 @@ class TestImage:
         assert await check() == 0
         await endpoint.stop()
         assert await check() == 1
+
+    @pytest.mark.parametrize("folder", ["", "agents/", "choreo/", "agents/a/b/"])
+    @pytest.mark.parametrize("name", [".env", ".env.local", "choreo.env"])
+    def test_no_file_of_settings_gets_into_it(self, folder: str, name: str):
+        """An image is passed on, and what stands in such a file is not meant for all who get it."""
+        lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] not in ("#", "")]
+
+        assert any(docker_pattern(line).fullmatch(folder + name) for line in lines)
 
 
 class TestCompose:
@@ -303,6 +312,12 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     if not shutil.which(command[0]):
         pytest.skip(f"{command[0]} is not installed")
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def docker_pattern(line: str) -> re.Pattern[str]:
+    """Return what a line of .dockerignore means: ** for any folders, also none, * for part of a name."""
+    parts = [re.escape(part).replace(r"\*", "[^/]*") for part in line.split("**/")]
+    return re.compile("(?:.*/)?".join(parts) + "(?:/.*)?")
 
 
 def check_command(text: str) -> list[str]:

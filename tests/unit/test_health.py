@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from choreo.errors import ConfigurationError
+from choreo.errors import ConfigurationError, DeadlinePassed
 from choreo.observe import health
 from choreo.observe.health import Health
 
@@ -175,13 +175,13 @@ async def test_a_failing_check_is_an_answer(worker: Worker):
 
 
 async def test_port_in_use_names_the_way_out(endpoint: Health, worker: Worker):
-    """A port that somebody else has is a configuration error with host, port, reason and option."""
+    """A port that somebody else has is no wrong setting, but a deadline that passed; with host, port and option."""
     second = Health(worker.live, worker.ready, "127.0.0.1", endpoint.port)
 
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises(DeadlinePassed) as caught:
         await second.start()
 
-    assert f"127.0.0.1:{endpoint.port}: Address already in use" in caught.value.message
+    assert f"127.0.0.1:{endpoint.port}: the port is in use" in caught.value.message
     assert "--health-port" in caught.value.way_out
     assert second.port == 0
     await second.stop()
