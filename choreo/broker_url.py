@@ -88,11 +88,15 @@ class BrokerUrl:
         return self.scheme == "amqps"
 
     @property
+    def address(self) -> str:
+        """Host and port, an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
     def censored(self) -> str:
         """The URL without its password and parameters: what logs and messages show."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
         vhost = "" if self.vhost == "/" else f"/{quote(self.vhost, safe='')}"
-        return f"{self.scheme}://{quote(self.user, safe='')}@{host}:{self.port}{vhost}"
+        return f"{self.scheme}://{quote(self.user, safe='')}@{self.address}{vhost}"
 
     def __str__(self) -> str:
         return self.censored

@@ -156,7 +156,7 @@ async def _send(
     from choreo.rabbit.session import Connector
     from choreo.runtime.publisher import Publisher
 
-    opener = Connector(settings.brokers(), name="choreo publish")
+    opener = Connector(settings.brokers, name="choreo publish")
     async with Publisher(settings, opener, source=SOURCE) as publisher:
         sending = Sending(publisher, topic, pace, on_confirmed)
         interrupted = asyncio.Event()

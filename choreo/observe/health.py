@@ -47,7 +47,7 @@ class Health:
     def __init__(self, live: State, ready: State, host: str, port: int) -> None:
         self._live = live
         self._ready = ready
-        self._host = host
+        self._host = host.removeprefix("[").removesuffix("]")  # as an IPv6 address has them in a URL
         self._asked_port = port
         self._server: asyncio.Server | None = None
         self._requests: set[asyncio.Task[None]] = set()

@@ -24,7 +24,7 @@ from pamqp import commands
 from yarl import URL
 
 from choreo.broker_url import BrokerUrl
-from choreo.errors import BrokerUnreachable, ChoreoError, ConfigurationError
+from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.message import Message
 from choreo.rabbit import calls, lane, plain, translate
 from choreo.rabbit.lane import Lane
@@ -44,24 +44,26 @@ logging.getLogger("aiormq").addHandler(logging.NullHandler())
 
 
 class Connector:
-    """Opens sessions, one after the other, with the first of `brokers` that lets us in. `name` is what they show.
+    """Opens sessions, one after the other, with the first broker that lets us in. `name` is what they show.
 
-    Each call begins behind the node that it found last: one that a session was lost to comes last, though it may still
-    let clients in, as a node that is cut off from the others does. `fast`: through the lane, otherwise through aiormq's
-    own channels.
+    `brokers` is asked at each call, since a password that stands in a file may be another one by then. Each call begins
+    behind the node that was found last: one that a session was lost to comes last, though it may still let clients in,
+    as a node that is cut off from the others does. `fast`: through the lane, otherwise through aiormq's own channels.
     """
 
-    def __init__(self, brokers: Sequence[BrokerUrl], *, name: str, fast: bool = True) -> None:
-        self._brokers = deque(brokers)
+    def __init__(self, brokers: Callable[[], Sequence[BrokerUrl]], *, name: str, fast: bool = True) -> None:
+        self._brokers = brokers
+        self._next = 0
         self._name = name
         self._fast = fast
 
     async def __call__(self) -> RabbitSession:
-        """Raise what the last one answered: BrokerUnreachable, AccessRefused, ConfigurationError."""
+        """Raise what the last one answered: BrokerUnreachable, AccessRefused."""
+        brokers = self._brokers()
         failure: ChoreoError | None = None
-        for _ in range(len(self._brokers)):
-            broker = self._brokers[0]
-            self._brokers.rotate(-1)
+        for _ in range(len(brokers)):
+            broker = brokers[self._next % len(brokers)]
+            self._next += 1
             try:
                 return await _open(broker, self._name, fast=self._fast)
             except ChoreoError as error:
@@ -72,7 +74,7 @@ class Connector:
 
 async def connect(brokers: Sequence[BrokerUrl], *, name: str, fast: bool = True) -> RabbitSession:
     """Open one session; see Connector."""
-    return await Connector(brokers, name=name, fast=fast)()
+    return await Connector(lambda: brokers, name=name, fast=fast)()
 
 
 async def _open(broker: BrokerUrl, name: str, *, fast: bool) -> RabbitSession:
@@ -360,10 +362,12 @@ def _tls(broker: BrokerUrl) -> ssl.SSLContext | None:
     try:
         context = ssl.create_default_context(cafile=broker.cafile)
         if broker.certfile:
-            context.load_cert_chain(broker.certfile, broker.keyfile)
-    except (OSError, ssl.SSLError) as error:
-        files = ", ".join(filter(None, (broker.cafile, broker.certfile, broker.keyfile)))
-        raise ConfigurationError(
-            f"the TLS files of the broker URL cannot be used: {error}", f"look at {files}"
-        ) from error
+            context.load_cert_chain(broker.certfile, broker.keyfile, password=_no_passphrase)
+    except OSError as error:
+        raise translate.tls_files(error, broker) from error
     return context
+
+
+def _no_passphrase() -> str:
+    """Refuse: OpenSSL would ask on the terminal, and wait there for ever."""
+    raise translate.KeyEncrypted("the key is encrypted")

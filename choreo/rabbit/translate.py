@@ -13,6 +13,9 @@ from choreo.broker_url import BrokerUrl
 from choreo.errors import AccessRefused, BrokerUnreachable, ChoreoError, ConfigurationError, TopologyMismatch
 
 _LATER: Final = (320, 506, 541)  # closed by an operator, out of resources, internal error: it may pass
+_LIMIT: Final = re.compile(r"limit \(\d+\) is reached|limit cannot be queried|is down\b")  # so may these
+_EXPIRED: Final = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+_MISMATCH: Final = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 _ACCESS_REFUSED: Final = 403
 _CODES: Final = {  # of what closes a channel and not the connection
     amqp.ChannelAccessRefused: _ACCESS_REFUSED,
@@ -38,34 +41,30 @@ def connecting(error: BaseException, broker: BrokerUrl, ended: tuple[int, str] |
     `ended`: code and reason of the broker's connection.close, which aiormq drops at times.
     """
     text = str(error)
-    if ended is not None and ended[0] in _LATER:
+    if ended is not None and (ended[0] in _LATER or _LIMIT.search(ended[1])):
         return BrokerUnreachable(
-            f"the broker at {broker.host}:{broker.port} lets nobody in: {ended[1]}",
-            "try again later, or ask its operator",
+            f"the broker at {broker.address} lets nobody in: {ended[1]}",
+            "try again later, or ask its operator (rabbitmqctl list_vhost_limits, list_user_limits)",
         )
     if isinstance(error, amqp.ProbableAuthenticationError | amqp.AuthenticationError):
         return AccessRefused(
-            f"the broker at {broker.host}:{broker.port} refused the user {broker.user!r} or its password",
-            "check CHOREO_URL, or CHOREO_PASSWORD_FILE; guest is let in from the broker's own machine only, and nobody"
-            " else at the broker of choreo dev",
+            f"the broker at {broker.address} refused the user {broker.user!r} or its password",
+            "check CHOREO_URL, and CHOREO_PASSWORD or CHOREO_PASSWORD_FILE, which go before what stands in it; guest is"
+            " let in from the broker's own machine only, and nobody else at the broker of choreo dev",
         )
     if isinstance(error, amqp.InvalidFrameError) and "Connection.OpenOk" in text and "Connection.Close" in text:
         # aiormq 7 drops the broker's reason here; the only frame refused at this point is Connection.Open.
+        why = f": {ended[1]}" if ended is not None and ended[1] else ""
         return AccessRefused(
-            f"the broker at {broker.host}:{broker.port} refused the virtual host {broker.vhost!r}"
-            f" to the user {broker.user!r}",
+            f"the broker at {broker.address} refused the virtual host {broker.vhost!r}"
+            f" to the user {broker.user!r}{why}",
             "check that it exists (rabbitmqctl list_vhosts) and that the user has permissions in it"
             " (rabbitmqctl list_permissions); the broker of choreo dev has the virtual host / alone",
         )
     if isinstance(error, amqp.ConnectionNotAllowed):
-        return AccessRefused(
-            f"the broker at {broker.host}:{broker.port} refused the connection: {text}", "ask its operator"
-        )
+        return AccessRefused(f"the broker at {broker.address} refused the connection: {text}", "ask its operator")
     if isinstance(error, ssl.SSLError) or "SSL" in text:
-        return ConfigurationError(
-            f"no TLS connection to {broker.host}:{broker.port}: {_reason(error)}",
-            "amqps:// needs the broker's TLS port (5671) and, for a private authority, ?cafile=/path/ca.pem",
-        )
+        return ConfigurationError(f"no TLS connection to {broker.address}: {_reason(error)}", _tls_way_out(error))
     if isinstance(error, TimeoutError):
         reason = f"no answer within {broker.connection_timeout:g} s"
     elif isinstance(error, amqp.IncompatibleProtocolError | amqp.ProtocolSyntaxError):
@@ -73,9 +72,42 @@ def connecting(error: BaseException, broker: BrokerUrl, ended: tuple[int, str] |
     else:
         reason = _reason(error)
     return BrokerUnreachable(
-        f"no broker can be reached at {broker.host}:{broker.port}: {reason}",
+        f"no broker can be reached at {broker.address}: {reason}",
         "start one (choreo dev brings its own), or name another with CHOREO_URL or --url",
     )
+
+
+def _tls_way_out(error: BaseException) -> str:
+    """Return what to do about a TLS connection that failed; the code is OpenSSL's, of what a certificate lacks."""
+    causes = (error, error.__cause__, error.__context__)
+    found = next((each for each in causes if isinstance(each, ssl.SSLCertVerificationError)), None)
+    code = found.verify_code if found is not None else None
+    if code in _EXPIRED:
+        return "the broker's certificate is out of date, or this machine's clock is wrong: have it renewed, or set it"
+    if code in _MISMATCH:
+        return "the broker's certificate is for another name: use one that it holds in CHOREO_URL, or have one issued"
+    return "amqps:// needs the broker's TLS port (5671) and, for a private authority, ?cafile=/path/ca.pem"
+
+
+def tls_files(error: OSError, broker: BrokerUrl) -> ChoreoError:
+    """Return what it means that the TLS files of `broker` cannot be used."""
+    files = ", ".join(filter(None, (broker.cafile, broker.certfile, broker.keyfile)))
+    key = broker.keyfile or broker.certfile
+    if isinstance(error, KeyEncrypted):
+        return ConfigurationError(
+            f"the key in {key} is encrypted, and choreo asks for no passphrase",
+            f"decrypt it, readable for its user alone: openssl pkey -in {key} -out key.pem",
+        )
+    if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+        return ConfigurationError(
+            f"the key in {key} does not belong to the certificate in {broker.certfile}",
+            "name the two that were made together: ?certfile=...&keyfile=...",
+        )
+    return ConfigurationError(f"the TLS files of the broker URL cannot be used: {error}", f"look at {files}")
+
+
+class KeyEncrypted(OSError):
+    """A key that asks for a passphrase."""
 
 
 def lost(error: BaseException | None) -> ChoreoError:

@@ -183,7 +183,8 @@ def connect(url: str | None = None, *, source: str = "choreo", **settings: Any) 
     `source` is what events say they come from. Raises ConfigurationError for settings that cannot be used.
     """
     found = load(**settings, **({} if url is None else {"url": url}))
-    return Publisher(found, rabbit.Connector(found.brokers(), name=source, fast=found.lane), source=source)
+    found.brokers()  # raises what is wrong with them now, and not at the first publish
+    return Publisher(found, rabbit.Connector(found.brokers, name=source, fast=found.lane), source=source)
 
 
 async def _closing(session: Session) -> AsyncGenerator[None, None]:

@@ -71,6 +71,8 @@ class Worker:
         self.standstill: Callable[[], Awaitable[Standstill | None]] = _never
         self._settings = settings
         self._connect = connect
+        brokers = settings.brokers()
+        self._addresses, self._heartbeat = ", ".join(each.address for each in brokers), brokers[0].heartbeat
         self._names = Names(settings.namespace)
         self._topology = Topology.of(self.agents, settings.namespace)
         self._healer = Healer(self._topology, Topology.of((), settings.namespace))
@@ -170,7 +172,7 @@ class Worker:
     async def _consume_until_stopped(self) -> bool:
         # At the start: patient for `wait` seconds if nobody answers, not at all with a refusal. Later a refusal may be
         # mended too, and is waited out like everything else.
-        self._change(State.STARTING, f"starting: connecting to {self._brokers}", logged=False)
+        self._change(State.STARTING, f"starting: connecting to {self._addresses}", logged=False)
         only_unreachable = tenacity.retry_if_exception_type(BrokerUnreachable)
         session = await self._connected(only_unreachable, tenacity.stop_after_delay(self._settings.wait))
         while session is not None:
@@ -269,10 +271,6 @@ class Worker:
     def _queues(self) -> str:
         return ", ".join(each.queue for each in self._windows)
 
-    @property
-    def _brokers(self) -> str:
-        return ", ".join(f"{each.host}:{each.port}" for each in self._settings.brokers())
-
     def _window(self, session: Session, agent: Agent, turns: Turns) -> Window:
         drainers = self._drainers[agent.name]
         return Window(
@@ -306,7 +304,7 @@ class Worker:
         error = session.lost.result() if session.lost.done() else next(filter(None, failed))
         self._change(State.WAITING, error.message if isinstance(error, ChoreoError) else repr(error))
         rounds = {name: drainers.courier.rounds for name, drainers in self._drainers.items()}
-        cause = cause_of_loss(await self.standstill(), self._settings.brokers()[0].heartbeat, rounds)
+        cause = cause_of_loss(await self.standstill(), self._heartbeat, rounds)
         defect = None if isinstance(error, ChoreoError) else error  # its traceback says more
         _logger.warning("session lost", error=str(error), server=session.server.version, exc_info=defect, **cause)
         await self._abandon(session)

@@ -247,3 +247,55 @@ asyncio.run(main())
     )
     assert done.stderr.count("Traceback") == 1
     assert "aiormq" not in done.stderr
+
+
+def test_password_that_was_changed_is_found_in_its_file(
+    project: Path,
+    start: Callable[..., Running],
+    choreo: Callable[..., subprocess.CompletedProcess[str]],
+    node: Node,
+    vhost: str,
+    namespace: str,
+) -> None:
+    """It is read at each connect, and shown nowhere: neither the old one nor the new one."""
+    user, file = f"user-{vhost}", project / "password"
+    node.ctl("add_user", user, "first-1")
+    node.ctl("set_permissions", "--vhost", vhost, user, ".*", ".*", ".*")
+    file.write_text("first-1\n")
+    url = f"{node.url}{vhost}".replace("guest:guest@", f"{user}@")
+    worker = start(url, CHOREO_PASSWORD_FILE=str(file))
+    node.ctl("change_password", user, "second-2")
+    node.ctl("close_all_connections", "--vhost", vhost, "rotated")
+    worker.wait_for("refused the user")
+    file.write_text("second-2\n")
+    worker.wait_for('"state": "consuming"', times=2)
+    environment = {"CHOREO_URL": url, "CHOREO_NAMESPACE": namespace}
+    wrong = choreo("inspect", "queues", env=environment | {"CHOREO_PASSWORD": "third-3"})
+    assert wrong.returncode == 78
+    assert "CHOREO_PASSWORD or CHOREO_PASSWORD_FILE" in wrong.stderr
+    for secret in ("first-1", "second-2", "third-3"):
+        assert secret not in worker.output + wrong.stderr
+    node.ctl("delete_user", user)
+
+
+def test_limit_of_connections_passes(
+    start: Callable[..., Running],
+    choreo: Callable[..., subprocess.CompletedProcess[str]],
+    node: Node,
+    vhost: str,
+    namespace: str,
+) -> None:
+    """A command ends with 69 and the broker's reason; a worker goes on trying, and comes back."""
+    environment = {"CHOREO_URL": f"{node.url}{vhost}", "CHOREO_NAMESPACE": namespace}
+    worker = start(environment["CHOREO_URL"])
+    node.ctl("set_vhost_limits", "--vhost", vhost, '{"max-connections": 0}')
+    refused = choreo("inspect", "queues", env=environment)
+    assert refused.returncode == 69
+    assert "connection limit (0) is reached" in refused.stderr
+    node.ctl("close_all_connections", "--vhost", vhost, "to see what comes")
+    worker.wait_for("connection limit (0) is reached")
+    node.ctl("clear_vhost_limits", "--vhost", vhost)
+    worker.wait_for('"state": "consuming"', times=2)
+    missing = choreo("inspect", "queues", env=environment | {"CHOREO_URL": f"{node.url}{vhost}-not"})
+    assert missing.returncode == 78
+    assert "not found" in missing.stderr

@@ -248,3 +248,10 @@ def test_no_error_shows_the_password_of_a_list(text: str):
         BrokerUrl.parse_all(text.format(SECRET))
 
     assert SECRET not in str(raised.value)
+
+
+def test_ipv6_address_stands_in_one_pair_of_brackets() -> None:
+    """Where it is shown with its port, and however a health host was written."""
+    assert BrokerUrl.parse("amqp://a:b@[::1]:5999").address == "[::1]:5999"
+    assert BrokerUrl.parse("amqp://a:b@[::1]:5999").censored == "amqp://a@[::1]:5999"
+    assert BrokerUrl.parse("amqp://a:b@host").address == "host:5672"
