@@ -25,6 +25,7 @@ _ENOUGH: Final = 1024 * 1024
 # client that writes and reads in one thread must not wait for ever for a broker that waits for it.
 _PILE: Final = 16 * 1024 * 1024
 _FAREWELL: Final = 5.0  # seconds for a client to answer connection.close
+_LEAVING: Final = 30.0  # seconds, or one heartbeat if that is less, for a client to go that said connection.close
 _CLOSE_OK: Final = wire.method(0, commands.Connection.CloseOk())
 _CHANNEL_OPEN: Final = wire.NUMBER.pack(20, 10)
 _CHANNEL_CLOSE: Final = wire.NUMBER.pack(20, 40)
@@ -42,8 +43,12 @@ class State(Enum):
     TUNING = auto()
     OPENING = auto()
     RUNNING = auto()
-    CLOSING = auto()
+    CLOSING = auto()  # we have said connection.close
+    LEAVING = auto()  # the client has
     CLOSED = auto()
+
+
+_ENDING: Final = (State.CLOSING, State.LEAVING)  # what still comes is dropped
 
 
 class Client(asyncio.Protocol):
@@ -164,13 +169,13 @@ class Client(asyncio.Protocol):
                 channel.refuse(error)
         elif kind == wire.METHOD:
             self._method(decoded(payload))
-        elif kind != wire.HEARTBEAT and self._state is not State.CLOSING:
+        elif kind != wire.HEARTBEAT and self._state not in _ENDING:
             raise handshake.unexpected(kind, payload)
 
     def _about_channel(self, kind: int, number: int, payload: bytes, channel: Served | None) -> None:
         """Take a frame that opens or ends a channel, or comes when there is none."""
         start = payload[:4] if kind == wire.METHOD else b""
-        if self._state is State.CLOSING:
+        if self._state in _ENDING:
             return
         if self._state is not State.RUNNING or kind not in (wire.METHOD, wire.HEADER, wire.BODY):
             raise handshake.unexpected(kind, payload)
@@ -191,16 +196,18 @@ class Client(asyncio.Protocol):
             del self._channels[number]
 
     def _method(self, asked: base.Frame) -> None:
-        if self._state is State.CLOSING and not isinstance(
-            asked, commands.Connection.Close | commands.Connection.CloseOk
-        ):
+        if self._state in _ENDING and not isinstance(asked, commands.Connection.Close | commands.Connection.CloseOk):
             return
         match self._state, asked:
             case _, commands.Connection.Close():
                 self._leave()
                 self.write(_CLOSE_OK)
-                self._bye()
-            case State.CLOSING, commands.Connection.CloseOk():
+                if self._state not in _ENDING:
+                    # Closed now, with frames of the client on their way, the socket would be reset: it may not even
+                    # see the answer, and fails where it still writes.
+                    self._state = State.LEAVING
+                    self._after(min(self._heartbeat or _LEAVING, _LEAVING), self.end)
+            case ((State.CLOSING | State.LEAVING), commands.Connection.CloseOk()):
                 self._bye()
             case State.STARTING, commands.Connection.StartOk():
                 if (user := self._login(asked)) is None:
@@ -300,7 +307,7 @@ class Client(asyncio.Protocol):
             words = f"broker forced connection closure with reason '{reason}'"
             self._refuse(AmqpError(320, words))
         elif self._state is not State.CLOSING:
-            self.end()
+            self.end()  # the handshake is not done, or the client has left
 
     def end(self) -> None:
         """Close the socket, whatever the client thinks of it; soon, even if it does not take what is written."""
@@ -317,7 +324,7 @@ class Client(asyncio.Protocol):
 
     def _refuse(self, error: AmqpError) -> None:
         """Close the connection, and say why."""
-        if self._state in (State.CLOSING, State.CLOSED):
+        if self._state in (*_ENDING, State.CLOSED):
             return
         self._leave()
         if self._state is State.GREETING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 
@@ -104,10 +105,26 @@ def test_a_channel_before_the_connection_is_open_is_505(connect: Connect):
     assert peer.expect(commands.Connection.Close).reply_code == 505
 
 
-def test_close_is_answered(connect: Connect):
-    peer = connect().open().channel()
-    peer.ask(commands.Connection.Close(200, "bye", 0, 0), commands.Connection.CloseOk, 0)
-    assert peer.closed()
+def test_what_a_client_still_writes_after_its_close_is_read_and_dropped(connect: Connect, peer: Peer):
+    """It may have publishes in its buffer: the socket stays open until the client ends it, as with RabbitMQ."""
+    leaving = connect().open().channel()
+    leaving.send(commands.Connection.Close(200, "bye", 0, 0), 0)
+    for _ in range(100):
+        leaving.publish("nowhere", b"x" * 131_064)
+    leaving.send(commands.Queue.Declare(queue="late"))
+    leaving.expect(commands.Connection.CloseOk)
+    leaving.ask(commands.Connection.Close(200, "bye", 0, 0), commands.Connection.CloseOk, 0)
+    leaving.socket.shutdown(socket.SHUT_WR)
+    assert leaving.socket.recv(1) == b"", "the broker ends it too, and resets nothing"
+    with pytest.raises(RefusedError, match="no queue 'late'"):
+        peer.ask(commands.Queue.Declare(queue="late", passive=True), commands.Queue.DeclareOk)
+
+
+def test_a_client_that_stays_after_its_close_is_dropped(connect: Connect):
+    """After one heartbeat, or 30 s."""
+    leaving = connect().open(tune=(2047, 131_072, 1)).channel()
+    leaving.ask(commands.Connection.Close(200, "bye", 0, 0), commands.Connection.CloseOk, 0)
+    assert leaving.closed()
 
 
 def test_a_silent_client_is_dropped_after_two_heartbeats(connect: Connect):
