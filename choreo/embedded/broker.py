@@ -20,7 +20,7 @@ from choreo.embedded.changes import (
     Stored,
 )
 from choreo.embedded.connection import Connection
-from choreo.embedded.exchanges import Exchange
+from choreo.embedded.exchanges import Exchange, Incoming
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.message import Message
 from choreo.embedded.queues import Queue
@@ -63,6 +63,7 @@ class Broker:
             for name, kind in _PREDECLARED.items()
         }
         self.by_name: dict[str, Queue] = {}
+        self.incoming = Incoming()
         self.later: deque[tuple[Queue, Callable[[], None]]] = deque()  # what a queue does at the end of a method
         self._now = now
         self._connections: dict[Connection, None] = {}
@@ -154,8 +155,8 @@ class Broker:
         seen, work = {start.name}, deque([start])
         while work:
             exchange = work.popleft()
-            lasting = lasting and not exchange.by_headers
-            taken = [binding for key in message.keys for binding in exchange.find(key, message)]
+            lasting = lasting and exchange.steady
+            taken = exchange.route(message)
             names |= dict.fromkeys(binding.destination for binding in taken if binding.to == "queue")
             further = [binding.destination for binding in taken if binding.to == "exchange"]
             if not taken and exchange.alternate is not None:

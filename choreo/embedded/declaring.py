@@ -14,7 +14,7 @@ from choreo.embedded.changes import (
     QueueDeclared,
     Unbound,
 )
-from choreo.embedded.exchanges import Binding, Exchange, field_type
+from choreo.embedded.exchanges import Binding, Exchange, LocalRandomExchange, field_type
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.queues import Queue
 from choreo.embedded.quorum import QuorumQueue
@@ -58,6 +58,8 @@ def declared(exchange: Exchange) -> ExchangeDeclared:
 def delete_exchange(broker: Broker, exchange: Exchange) -> None:
     """Delete an exchange with all bindings from it and to it."""
     del broker.exchanges[exchange.name]
+    for binding in exchange.bindings.values():
+        broker.incoming.remove(binding)
     unbind_all(broker, "exchange", exchange.name)
     broker.topology_changed()
     if broker.journal and exchange.durable:
@@ -98,7 +100,11 @@ def locked(queue: Queue) -> AmqpError:
 
 def bind(broker: Broker, binding: Binding) -> None:
     """Add a binding, whose ends are there."""
-    if broker.exchanges[binding.source].add(binding):
+    source = broker.exchanges[binding.source]
+    if isinstance(source, LocalRandomExchange):
+        _check_local(broker, binding)
+    if source.add(binding):
+        broker.incoming.add(binding)
         broker.topology_changed()
         if broker.journal and outlasts(broker, binding):
             broker.journal(Bound(binding))
@@ -111,6 +117,7 @@ def unbind(broker: Broker, binding: Binding) -> None:
         return
     outlasting = outlasts(broker, binding)
     if source.remove(binding):
+        broker.incoming.remove(binding)
         broker.topology_changed()
         if broker.journal and outlasting:
             broker.journal(Unbound(binding))
@@ -119,12 +126,22 @@ def unbind(broker: Broker, binding: Binding) -> None:
 
 def unbind_all(broker: Broker, to: Literal["queue", "exchange"], name: str) -> None:
     """Remove all bindings to a queue or an exchange that is gone."""
-    for source in list(broker.exchanges.values()):
-        mine = [each for each in source.bindings.values() if (each.to, each.destination) == (to, name)]
-        for binding in mine:
-            source.remove(binding)
-        if mine:
+    for binding in broker.incoming.of(to, name):
+        source = broker.exchanges.get(binding.source)
+        if source is not None and source.remove(binding):  # else it went with its source, a moment ago
+            broker.incoming.remove(binding)
             _delete_if_done(broker, source)
+
+
+def _check_local(broker: Broker, binding: Binding) -> None:
+    """Raise AmqpError 406 for what a local random exchange does not lead to."""
+    queue = broker.by_name.get(binding.destination) if binding.to == "queue" else None
+    if binding.key:
+        raise AmqpError(406, f"Non empty binding '{binding.key}' key not permitted")
+    if queue is None:
+        raise AmqpError(406, "Destination not found")
+    if queue.terms.type != "classic":
+        raise AmqpError(406, f"Queue type rabbit_{queue.terms.type}_queue not valid for this exchange type")
 
 
 def _delete_if_done(broker: Broker, source: Exchange) -> None:

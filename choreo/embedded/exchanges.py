@@ -1,8 +1,13 @@
-"""Exchanges: which bindings a message takes."""
+"""Exchanges: which bindings a message takes.
+
+One that picks is given its dice: the same calls in the same order lead to the same queues.
+"""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
+from random import Random
 from typing import Any, Literal, NamedTuple
 
 from choreo.embedded.failure import AmqpError
@@ -27,10 +32,33 @@ class Binding(NamedTuple):
         return self.to, self.destination, self.key, repr(sorted(self.arguments.items()))
 
 
+class Incoming:
+    """Bindings by what they lead to: whatever is deleted finds its own, however many others there are."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], dict[tuple[str, ...], Binding]] = {}
+
+    def add(self, binding: Binding) -> None:
+        """Add a binding that its source has taken."""
+        self._found.setdefault((binding.to, binding.destination), {})[binding.source, *binding.identity] = binding
+
+    def remove(self, binding: Binding) -> None:
+        """Remove a binding that its source has let go."""
+        end = (binding.to, binding.destination)
+        mine = self._found[end]
+        del mine[binding.source, *binding.identity]
+        if not mine:
+            del self._found[end]
+
+    def of(self, to: Literal["queue", "exchange"], name: str) -> list[Binding]:
+        """Return the bindings to a queue or an exchange."""
+        return list(self._found.get((to, name), {}).values())
+
+
 class Exchange:
     """A fanout exchange, and what all exchanges are. `of` makes one of any type."""
 
-    by_headers = False  # whether routes depend on more than the routing key
+    steady = True  # whether the same routing key always leads to the same bindings
 
     def __init__(
         self,
@@ -68,6 +96,10 @@ class Exchange:
     def remove(self, binding: Binding) -> bool:
         """Remove a binding; False when there is none."""
         return self.bindings.pop(binding.identity, None) is not None
+
+    def route(self, message: Message) -> list[Binding]:
+        """Return the bindings that `message` takes, one several times if several of its keys lead there."""
+        return [binding for key in message.keys for binding in self.find(key, message)]
 
     def find(self, key: str, message: Message) -> Iterable[Binding]:
         """Return the bindings that `message` takes with the routing key `key`."""
@@ -120,7 +152,7 @@ class TopicExchange(Exchange):
 class HeadersExchange(Exchange):
     """The binding's arguments are headers, of which x-match says how many a message must have."""
 
-    by_headers = True
+    steady = False
 
     def add(self, binding: Binding) -> bool:
         """See Exchange."""
@@ -139,7 +171,41 @@ class HeadersExchange(Exchange):
         return [binding for binding in self.bindings.values() if _fits(binding.arguments, headers)]
 
 
-_TYPES = {"direct": DirectExchange, "fanout": Exchange, "topic": TopicExchange, "headers": HeadersExchange}
+class LocalRandomExchange(Exchange):
+    """One of the bindings, whatever the key: https://www.rabbitmq.com/docs/local-random-exchange."""
+
+    steady = False
+
+    def __init__(self, name: str, type: str, **properties: Any) -> None:  # noqa: A002
+        super().__init__(name, type, **properties)
+        self._dice = Random(name)  # noqa: S311 - so that the same calls lead to the same queues
+
+    def route(self, message: Message) -> list[Binding]:
+        """See Exchange."""
+        return [self._dice.choice(tuple(self.bindings.values()))] if self.bindings else []
+
+
+class ModulusHashExchange(Exchange):
+    """One of the bindings, for each routing key always the same as long as no binding comes or goes.
+
+    https://github.com/rabbitmq/rabbitmq-server/tree/main/deps/rabbitmq_sharding
+    """
+
+    def route(self, message: Message) -> list[Binding]:
+        """See Exchange."""
+        ordered = sorted(self.bindings.values(), key=lambda binding: (binding.to, binding.destination))
+        drawn = zlib.crc32("\0".join(message.keys).encode(errors="replace"))
+        return [ordered[drawn % len(ordered)]] if ordered else []
+
+
+_TYPES = {
+    "direct": DirectExchange,
+    "fanout": Exchange,
+    "topic": TopicExchange,
+    "headers": HeadersExchange,
+    "x-local-random": LocalRandomExchange,
+    "x-modulus-hash": ModulusHashExchange,
+}
 
 
 def field_type(value: object) -> str:

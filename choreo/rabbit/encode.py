@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from datetime import datetime
 from decimal import Decimal
+from math import isfinite
 from typing import Any, Final
 
 from choreo.message import FarTime, Message
@@ -126,6 +127,8 @@ def _value(value: Any) -> bytes:  # noqa: C901 - one case per type of the protoc
         case int():
             return b"l" + struct.pack(">q", value) if -(2**63) <= value < 2**63 else _sized(b"S", str(value).encode())
         case float():
+            if not isfinite(value):  # RabbitMQ ends the connection over it, with 541
+                raise ValueError(f"{value} is no number that a broker reads")
             return b"d" + struct.pack(">d", value)
         case None:
             return b"V"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from math import isfinite
 from typing import Final, NamedTuple, Protocol, cast
 
 from pamqp import base, commands
@@ -300,9 +301,18 @@ def decoded(payload: bytes) -> base.Frame:
     try:
         value: base.Frame = known()
         value.unmarshal(payload[4:])
+        _require_numbers(getattr(value, "arguments", None))
     except (ValueError, struct.error, IndexError, RecursionError, OverflowError):
         raise undecodable(payload) from None
     return value
+
+
+def _require_numbers(value: object) -> None:
+    """Raise ValueError for an infinity or a NaN in a table. Over one in a method RabbitMQ drops the connection."""
+    if isinstance(value, float) and not isfinite(value):
+        raise ValueError(value)
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _require_numbers(each)
 
 
 def undecodable(payload: bytes) -> AmqpError:

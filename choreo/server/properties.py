@@ -40,6 +40,8 @@ class RawProperties:
     )
 
     def __init__(self, raw: bytes) -> None:
+        if raw[1:2] and raw[1] & 0x03:  # bits that no property has: RabbitMQ drops them
+            raw = bytes((raw[0], raw[1] & 0xFC)) + raw[2:]
         self.raw = raw
         self._start = self._end = 2  # of the header table, its length included
         self._expiration_at = self._reply_to_at = 0
@@ -58,8 +60,6 @@ class RawProperties:
 
     def _find(self, raw: bytes, flags: int) -> int:  # noqa: C901, PLR0912 - one step per property
         """Note what the broker reads; return where the last property ends."""
-        if flags & 0x0003:  # no property has these, and a second word of flags would hold none either
-            return -1
         at = 2
         if flags & 0x8000:
             at += 1 + raw[at]
@@ -149,7 +149,12 @@ class RawProperties:
             at = end
 
 
-def _check_table(raw: bytes, at: int, end: int) -> None:
+def _is_no_number(first: int, second: int, ones: int) -> bool:
+    """Say whether the exponent that begins a float is one of infinities and NaN; Erlang has neither."""
+    return first & 0x7F == 0x7F and second == ones
+
+
+def _check_table(raw: bytes, at: int, end: int) -> None:  # noqa: C901 - one step per kind of field
     """Raise ValueError unless `raw` has fields from `at` to `end`, and nothing else; names and texts are any bytes.
 
     Tables may be in each other as deep as they like: that RabbitMQ takes them is reason enough.
@@ -172,6 +177,10 @@ def _check_table(raw: bytes, at: int, end: int) -> None:
         if size is None:
             raise ValueError("unknown type of a field")
         if size >= 0:
+            if (kind == 0x64 and _is_no_number(raw[at + 1], raw[at + 2] & 0xF0, 0xF0)) or (
+                kind == 0x66 and _is_no_number(raw[at + 1], raw[at + 2] & 0x80, 0x80)
+            ):
+                raise ValueError("no number")
             at += 1 + size
             continue
         stop = at + 5 + _U32.unpack_from(raw, at + 1)[0]

@@ -26,6 +26,15 @@ def raw(kind: int, channel: int, payload: bytes, end: int = 0xCE) -> bytes:
 PUBLISH = frame.marshal(commands.Basic.Publish(routing_key="q"), 1)
 HEADER = frame.marshal(header.ContentHeader(0, 4, commands.Basic.Properties()), 1)
 
+NAN, INFINITE, NESTED = (
+    b"\x20\0" + struct.pack(">I", len(field) + 2) + b"\x01n" + field
+    for field in (
+        b"d" + struct.pack(">d", float("nan")),
+        b"f" + struct.pack(">f", float("-inf")),
+        b"A" + struct.pack(">I", 9) + b"d" + struct.pack(">d", float("inf")),
+    )
+)
+
 MISUSES = {
     "end marker": (raw(1, 1, b"\0\x14\0\x0a\0", end=0), 501, "FRAME_ERROR - type 1, all octets = <<0,20,0,10,0>>"),
     "too large": (raw(3, 1, b"x" * 131_073), 501, "frame_too_large,131073,131064"),
@@ -66,6 +75,11 @@ MISUSES = {
         541,
         "INTERNAL_ERROR",
     ),
+    "no number": (PUBLISH + raw(2, 1, HEADER[7:19] + NAN), 541, "INTERNAL_ERROR"),
+    "infinite": (PUBLISH + raw(2, 1, HEADER[7:19] + INFINITE), 541, "INTERNAL_ERROR"),
+    "no number in a list": (PUBLISH + raw(2, 1, HEADER[7:19] + NESTED), 541, "INTERNAL_ERROR"),
+    "no number in arguments": (raw(1, 1, b"\0\x32\0\x0a\0\0\x01q\0" + NAN[2:]), 501, "FRAME_ERROR - cannot decode"),
+    "second word of flags": (PUBLISH + raw(2, 1, HEADER[7:19] + b"\0\1\0\0"), 541, "INTERNAL_ERROR"),
     "heartbeat on a channel": (raw(8, 1, b""), 505, "UNEXPECTED_FRAME"),
     "body on channel 0": (raw(3, 0, b"abcd"), 505, 'UNEXPECTED_FRAME - type 3, all octets = <<"abcd">>'),
     "channel not open": (frame.marshal(commands.Basic.Qos(), 9), 504, "CHANNEL_ERROR - expected 'channel.open'"),
@@ -97,6 +111,16 @@ def test_misuse_closes_the_connection_that_it_came_on_and_no_other(connect: Conn
     peer.send(commands.Connection.CloseOk(), 0)
     assert peer.closed()
     bystander.ask(commands.Queue.Declare(queue="still there"), commands.Queue.DeclareOk)
+
+
+def test_bits_that_no_property_has_are_dropped(peer: Peer):
+    """As RabbitMQ does: a client that reads a second word of flags for them would not find one."""
+    peer.ask(commands.Queue.Declare(queue="bits"), commands.Queue.DeclareOk)
+    publish = frame.marshal(commands.Basic.Publish(routing_key="bits"), 1)
+    peer.raw(publish + raw(2, 1, HEADER[7:18] + b"\x01" + b"\x10\x03\x02") + raw(3, 1, b"x"))
+    peer.ask(commands.Basic.Get(queue="bits"), commands.Basic.GetOk)
+    _, _, payload = peer.next()
+    assert payload[12:] == b"\x10\0\x02"
 
 
 def test_flow_that_goes_on_is_answered(peer: Peer):

@@ -323,3 +323,25 @@ def test_a_full_connection_keeps_its_consumers_place_in_the_line(
     other.publish("", "q", PLAIN, b"1")
     connection.go_on()
     assert bodies(sent) == b"1"
+
+
+def test_deletion_of_a_queue_looks_at_its_own_bindings_alone() -> None:
+    """However many there are from the same exchange and from others."""
+
+    class Watched(dict[Any, Any]):
+        def values(self) -> Any:
+            raise AssertionError("all bindings were looked through")
+
+        items = __iter__ = values
+
+    broker = new_broker()
+    channel = broker.connect().open_channel(1, lambda _: None)
+    for x in ("x", "y"):
+        channel.exchange_declare(x, "direct")
+    for number in range(20):
+        channel.queue_declare(f"q{number}")
+        channel.queue_bind(f"q{number}", "x" if number % 2 else "y", "k")
+    for x in ("x", "y"):
+        broker.exchanges[x].bindings = Watched(broker.exchanges[x].bindings)
+    channel.queue_delete("q3")
+    assert len(broker.exchanges["x"].bindings) == 9

@@ -201,3 +201,67 @@ async def test_transient_messages_and_queues(client: Client, name: Name) -> None
     await client.call("queue_declare", q)
     assert await client.publish("1", key=q, delivery_mode=1) == "ack"
     assert (await take(client, q)).properties["delivery_mode"] == 1
+
+
+@pytest.mark.since(4, 3)
+@pytest.mark.parametrize("kind", ["x-local-random", "x-modulus-hash"])
+async def test_exchanges_that_pick_one_queue(client: Client, name: Name, kind: str) -> None:
+    """A message comes to one of the queues, once, also one with several keys; all queues get some. A hash of the keys
+    picks the same one for the same keys."""
+    x = name("x")
+    await client.call("exchange_declare", x, kind)
+    assert await client.publish("0", x, "k", mandatory=True) == "returned"
+    queues = [await queue(client, name(f"q{number}")) for number in range(3)]
+    for each in queues:
+        await client.call("queue_bind", each, x, "")
+    for number in range(60):
+        headers = {"CC": ["a", "b"]} if number % 2 else {}
+        assert await client.publish(f"{number % 20}", x, f"k{number % 20}", headers=headers, mandatory=True) == "ack"
+    got = [await drain(client, each) for each in queues]
+    assert sum(map(len, got)) == 60
+    assert all(got)
+    if kind == "x-modulus-hash":
+        assert not any(set(one) & set(other) for one in got for other in got if one is not other)
+
+
+@pytest.mark.since(4, 3)
+async def test_what_a_local_random_exchange_does_not_lead_to(broker: Driver, name: Name) -> None:
+    """Classic queues without a key, and nothing else."""
+    client = await broker.client()
+    x, y = name("x"), name("y")
+    await client.call("exchange_declare", x, "x-local-random")
+    await client.call("exchange_declare", y, "fanout")
+    q = await queue(client, name("q"))
+    quorum = await queue(client, name("quorum"), x_queue_type="quorum")
+    for method, place, words in (
+        ("queue_bind", (q, x, "k"), "Non empty binding 'k' key not permitted"),
+        ("queue_bind", (quorum, x, ""), "Queue type rabbit_quorum_queue not valid for this exchange type"),
+        ("exchange_bind", (y, x, ""), "Destination not found"),
+    ):
+        with pytest.raises(Closed) as refused:
+            await (await broker.client()).call(method, *place)
+        assert (refused.value.code, refused.value.text) == (406, f"PRECONDITION_FAILED - {words}")
+
+
+async def test_what_is_deleted_takes_its_bindings_along(client: Client, name: Name) -> None:
+    """Those to a queue and to an exchange, and those from an exchange; an auto-delete exchange goes with its last one.
+    What is declared anew has none."""
+    x, y, gone = name("x"), name("y"), name("gone")
+    q, other = await queue(client, name("q")), await queue(client, name("other"))
+    for each, auto in ((x, False), (y, False), (gone, True)):
+        await client.call("exchange_declare", each, "fanout", auto_delete=auto)
+    for source in (x, y, gone):
+        await client.call("queue_bind", q, source, "")
+    await client.call("queue_bind", other, x, "")
+    await client.call("exchange_bind", y, x, "")
+    await client.call("queue_delete", q)
+    await queue(client, q)
+    assert await client.publish("1", x, "", mandatory=True) == "ack"
+    assert (await drain(client, q), await drain(client, other)) == ([], ["1"])
+    await client.call("exchange_declare", gone, "direct")  # not the one that was there
+    await client.call("queue_bind", q, y, "")
+    await client.call("exchange_delete", y)
+    await client.call("exchange_declare", y, "fanout")
+    assert await client.publish("2", y, "", mandatory=True) == "returned"
+    assert await client.publish("3", x, "") == "ack"
+    assert (await drain(client, q), await drain(client, other)) == ([], ["3"])
