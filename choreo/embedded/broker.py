@@ -222,12 +222,7 @@ class Broker:
             for binding in exchange.bindings.values():
                 if declaring.outlasts(self, binding):
                     yield Bound(binding)
-        held = [
-            each
-            for one in self._connections
-            for channel in one.channels.values()
-            for each in channel.unsettled.values()
-        ]
+        held = [each for one in self._connections for channel in one.channels.values() for each in channel.held]
         for queue in queues:
             mine = [queue.storing(each.entry) for each in held if each.queue is queue and each.entry.kept]
             yield from sorted([*queue.stored(), *mine], key=lambda stored: stored.number)

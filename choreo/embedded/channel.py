@@ -2,52 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from choreo.embedded import arguments as queue_arguments
-from choreo.embedded import declaring
 from choreo.embedded.consumers import Consumer, Held, in_groups, refuse
-from choreo.embedded.exchanges import Binding
+from choreo.embedded.declarations import Declarations
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.message import Properties
+from choreo.embedded.method import method
 from choreo.embedded.publishing import published
-from choreo.embedded.queues import Queue
-from choreo.embedded.sent import Ack, Consuming, Got, Nack, QueueOk, Returned, Sink
+from choreo.embedded.sent import Ack, Consuming, Got, Nack, Returned, Sink
+from choreo.embedded.transaction import Publication, Transaction
 
 if TYPE_CHECKING:
     from choreo.embedded.connection import Connection
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-_Method = Callable[Concatenate["Channel", _P], _R]
 
-
-def _method(class_id: int, method_id: int) -> Callable[[_Method[_P, _R]], _Method[_P, _R]]:
-    """Have an error name the method and close what it closes, and what died meanwhile dead-lettered at its end."""
-
-    def wrapper(function: _Method[_P, _R]) -> _Method[_P, _R]:
-        @wraps(function)
-        def call(channel: Channel, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-            try:
-                if not channel.open:
-                    raise AmqpError(504, "expected 'channel.open'")  # noqa: TRY301 - is treated as all others are
-                return function(channel, *args, **kwargs)
-            except AmqpError as error:
-                error.method = (class_id, method_id)
-                (channel.connection if error.closes_connection else channel).close()
-                raise
-            finally:
-                if channel.broker.later:
-                    channel.broker.catch_up()
-
-        return call
-
-    return wrapper
-
-
-class Channel:
+class Channel(Declarations):
     """A channel, made by `Connection.open_channel`.
 
     A method that the broker refuses raises AmqpError, which names class and method; by then the channel is closed, or
@@ -57,17 +30,15 @@ class Channel:
     """
 
     def __init__(self, connection: Connection, number: int, sink: Sink) -> None:
-        self.connection = connection
-        self.broker = connection.broker
+        super().__init__(connection)
         self.number = number
         self.sink = sink
-        self.open = True
         self.prefetch = 0  # of each consumer from now on
         self.last_tag = 0
         self.unsettled: dict[int, Held] = {}
         self.consumers: dict[str, Consumer] = {}
-        self._last_queue = ""
         self._confirming = False
+        self._transaction: Transaction | None = None
         self._published = 0
 
     def close(self) -> None:
@@ -75,13 +46,16 @@ class Channel:
         if not self.open:
             return
         self.open = False
+        self._restore()
         del self.connection.channels[self.number]
         left = dict.fromkeys(consumer.queue for consumer in self.consumers.values())
         for consumer in self.consumers.values():
             consumer.queue.unsubscribe(consumer)
         self.consumers.clear()
         # In RabbitMQ one consumer's after the other's, but nobody gets any before all are back.
-        held = sorted(self._collect(0, multiple=True), key=lambda each: (each.queue.name, each.consumer.leaves))
+        held = sorted(
+            self._collect(0, multiple=True).values(), key=lambda each: (each.queue.name, each.consumer.leaves)
+        )
         for mine in in_groups(held, lambda each: each.queue.name):
             mine[0].queue.put_back(mine, failed=True)
         for queue in left:
@@ -90,137 +64,23 @@ class Channel:
             queue.leave(self)
         self.broker.catch_up()
 
-    # -- exchanges ------------------------------------------------------------------------------------------------
-
-    @_method(40, 10)
-    def exchange_declare(
-        self,
-        name: str,
-        type: str = "direct",  # noqa: A002
-        *,
-        passive: bool = False,
-        durable: bool = False,
-        auto_delete: bool = False,
-        internal: bool = False,
-        arguments: Mapping[str, Any] | None = None,
-    ) -> None:
-        """exchange.declare. Errors: 403, 404, 406, 503."""
-        _not_default(name)
-        if passive:
-            self.broker.exchange(name)
-            return
-        properties = {"durable": durable, "auto_delete": auto_delete, "internal": internal}
-        declaring.declare_exchange(self.broker, name, type, arguments or {}, **properties)
-
-    @_method(40, 20)
-    def exchange_delete(self, name: str, *, if_unused: bool = False) -> None:
-        """exchange.delete; nothing happens when there is no such exchange. Errors: 403, 406."""
-        _not_default(name)
-        exchange = self.broker.exchanges.get(name)
-        if name.startswith("amq."):
-            raise AmqpError(403, f"deletion of system exchange '{name}' in vhost '{self.broker.vhost}' not allowed")
-        if exchange is not None:
-            if if_unused and exchange.bindings:
-                raise AmqpError(406, f"exchange '{name}' in vhost '{self.broker.vhost}' in use")
-            declaring.delete_exchange(self.broker, exchange)
-
-    @_method(40, 30)
-    def exchange_bind(
-        self, destination: str, source: str, routing_key: str = "", arguments: Mapping[str, Any] | None = None
-    ) -> None:
-        """exchange.bind. Errors: 403, 404."""
-        _not_default(destination, source)
-        self.broker.exchange(source)
-        self.broker.exchange(destination)
-        declaring.bind(self.broker, Binding(source, destination, "exchange", routing_key, arguments or {}))
-
-    @_method(40, 40)
-    def exchange_unbind(
-        self, destination: str, source: str, routing_key: str = "", arguments: Mapping[str, Any] | None = None
-    ) -> None:
-        """exchange.unbind; nothing happens when there is no such binding. Errors: 403."""
-        _not_default(destination, source)
-        declaring.unbind(self.broker, Binding(source, destination, "exchange", routing_key, arguments or {}))
-
-    # -- queues ---------------------------------------------------------------------------------------------------
-
-    @_method(50, 10)
-    def queue_declare(
-        self,
-        name: str = "",
-        *,
-        passive: bool = False,
-        durable: bool = False,
-        exclusive: bool = False,
-        auto_delete: bool = False,
-        arguments: Mapping[str, Any] | None = None,
-    ) -> QueueOk:
-        """queue.declare. Errors: 403, 404, 405, 406, 541."""
-        broker = self.broker
-        if passive:
-            queue = self._mine(name)
-            queue.touch()
-        else:
-            if name.startswith("amq."):
-                raise AmqpError(403, f"queue name '{name}' contains reserved prefix 'amq.*'")
-            name = name or f"amq.gen-{broker.names()}"
-            owner = self.connection if exclusive else None
-            properties = {"durable": durable, "auto_delete": auto_delete}
-            queue = declaring.declare_queue(broker, name, arguments or {}, owner, **properties)
-        self._last_queue = queue.name
-        return queue.ok()
-
-    @_method(50, 20)
-    def queue_bind(
-        self, queue: str, exchange: str, routing_key: str = "", arguments: Mapping[str, Any] | None = None
-    ) -> None:
-        """queue.bind. Errors: 403, 404, 405."""
-        _not_default(exchange)
-        queue = self._name(queue)
-        self.broker.exchange(exchange)
-        self._queue(queue)
-        declaring.bind(self.broker, Binding(exchange, queue, "queue", routing_key, arguments or {}))
-
-    @_method(50, 50)
-    def queue_unbind(
-        self, queue: str, exchange: str, routing_key: str = "", arguments: Mapping[str, Any] | None = None
-    ) -> None:
-        """queue.unbind; nothing happens when there is no such binding. Errors: 403, 405."""
-        _not_default(exchange)
-        queue = self._name(queue)
-        if queue in self.broker.by_name:
-            self._queue(queue)
-        declaring.unbind(self.broker, Binding(exchange, queue, "queue", routing_key, arguments or {}))
-
-    @_method(50, 30)
-    def queue_purge(self, queue: str) -> int:
-        """queue.purge. Returns how many messages are gone. Errors: 404, 405, 540."""
-        return self._queue(queue).purge()
-
-    @_method(50, 40)
-    def queue_delete(self, queue: str, *, if_unused: bool = False, if_empty: bool = False) -> int:
-        """queue.delete. Returns how many messages are gone; 0 when there is no such queue. Errors: 405, 406, 540."""
-        queue = self._name(queue)
-        if queue not in self.broker.by_name:
-            return 0
-        found = self._queue(queue)
-        found.check_deletion(if_unused=if_unused, if_empty=if_empty)
-        count = found.ready
-        self.broker.drop_queue(found)
-        return count
-
     # -- publishing -----------------------------------------------------------------------------------------------
 
-    @_method(85, 10)
+    @method(85, 10)
     def confirm_select(self) -> None:
-        """confirm.select: from now on each publish is answered by Ack or Nack, numbered from 1."""
+        """confirm.select: from now on each publish is answered by Ack or Nack, numbered from 1. Errors: 406."""
+        if self._transaction is not None:
+            raise AmqpError(406, "cannot switch from tx to confirm mode")
         self._confirming = True
 
-    @_method(60, 40)
+    @method(60, 40)
     def publish(
         self, exchange: str, routing_key: str, properties: Properties, body: bytes, *, mandatory: bool = False
     ) -> None:
-        """basic.publish with its content. Sends Returned, then Ack or Nack. Errors: 403, 404, 406."""
+        """basic.publish with its content. Sends Returned, then Ack or Nack. Errors: 403, 404, 406.
+
+        In a transaction it is routed at once, and returned or delivered with the commit.
+        """
         broker = self.broker
         if len(body) > broker.limit:
             words = f"message size {len(body)} is larger than configured max size {broker.limit}"
@@ -231,19 +91,70 @@ class Channel:
         if self._confirming:
             self._published += 1
         message = published(exchange, routing_key, properties, body, self.connection.user)
-        queues = broker.route(to, message)
-        if mandatory and not queues:
-            self.sink(Returned(312, "NO_ROUTE", exchange, routing_key, message.properties, body))
-        stored = True
-        for queue in queues:
-            if not queue.put(message, self):
-                stored = False
+        publication = Publication(routing_key, message, broker.route(to, message), mandatory)
+        if self._transaction is not None:
+            self._transaction.publications.append(publication)
+            return
+        stored = self._deliver(publication)
         if self._confirming:
             self.sink(Ack(self._published) if stored else Nack(self._published))
 
+    def _deliver(self, publication: Publication) -> bool:
+        """Put a message into its queues, or return it; say whether all of them have taken it."""
+        routing_key, message, queues, mandatory = publication
+        if mandatory and not queues:
+            self.sink(Returned(312, "NO_ROUTE", message.exchange, routing_key, message.properties, message.body))
+        stored = True
+        for queue in queues:
+            if not (queue.gone or queue.put(message, self)):
+                stored = False
+        return stored
+
+    @method(90, 10)
+    def tx_select(self) -> None:
+        """tx.select: from now on what is published and settled happens with the next commit. Errors: 406."""
+        if self._confirming:
+            raise AmqpError(406, "cannot switch from confirm to tx mode")
+        self._transaction = self._transaction or Transaction()
+
+    @method(90, 20)
+    def tx_commit(self) -> None:
+        """tx.commit: deliver, then settle. Errors: 406, also when a queue has refused a message; the rest is done."""
+        transaction = self._in_transaction()
+        self._transaction = Transaction()
+        stored = [self._deliver(each) for each in transaction.publications]
+        for settle, held in transaction.settlements():
+            settle(held)
+        if not all(stored):
+            raise AmqpError(406, "partial tx completion")
+
+    @method(90, 30)
+    def tx_rollback(self) -> None:
+        """tx.rollback: what was published is forgotten, what was settled is not settled. Errors: 406."""
+        self._in_transaction()
+        self._restore()
+        self._transaction = Transaction()
+
+    def _in_transaction(self) -> Transaction:
+        if self._transaction is None:
+            raise AmqpError(406, "channel is not transactional")
+        return self._transaction
+
+    def _restore(self) -> None:
+        """Have the deliveries that were settled in a transaction be unsettled again."""
+        if self._transaction is not None:
+            self.unsettled = dict(sorted((self.unsettled | self._transaction.held()).items()))
+            self._transaction = None
+
+    @property
+    def held(self) -> Iterable[Held]:
+        """What is delivered and not settled, for the queues."""
+        settled = self._transaction.held() if self._transaction is not None else {}
+        return (*self.unsettled.values(), *settled.values())
+
     # -- consuming ------------------------------------------------------------------------------------------------
 
-    @_method(60, 10)
+    @method(60, 10)
     def qos(self, prefetch_count: int, *, prefetch_size: int = 0, global_: bool = False) -> None:
         """basic.qos: how many unsettled deliveries each consumer from now on may have; 0 is no limit. Errors: 540.
 
@@ -253,7 +164,7 @@ class Channel:
             raise AmqpError(540, f"prefetch_size!=0 ({prefetch_size})")
         self.prefetch = prefetch_count
 
-    @_method(60, 20)
+    @method(60, 20)
     def consume(
         self,
         queue: str,
@@ -266,7 +177,7 @@ class Channel:
         """basic.consume. Sends Consuming, then deliveries; returns the consumer tag. Errors: 403 to 406, 530, 540."""
         if consumer_tag in self.consumers:
             raise AmqpError(530, f"attempt to reuse consumer tag '{consumer_tag}'")
-        found = self._queue(queue)
+        found = self.queue_named(queue)
         given = arguments or {}
         queue_arguments.check_consumer(str(found), found.terms.type, given)
         tag = consumer_tag or f"amq.ctag-{self.broker.names()}"
@@ -278,7 +189,7 @@ class Channel:
         found.dispatch()
         return tag
 
-    @_method(60, 30)
+    @method(60, 30)
     def cancel(self, consumer_tag: str) -> None:
         """basic.cancel; its deliveries stay to be settled. Nothing happens when there is no such consumer."""
         consumer = self.consumers.pop(consumer_tag, None)
@@ -286,10 +197,10 @@ class Channel:
             consumer.queue.unsubscribe(consumer)
             consumer.queue.carry_on()
 
-    @_method(60, 70)
+    @method(60, 70)
     def get(self, queue: str, *, no_ack: bool = False) -> Got | None:
         """basic.get; None is get-empty. Errors: 404, 405, 540."""
-        found = self._queue(queue)
+        found = self.queue_named(queue)
         entry = found.take()
         if entry is None:
             return None
@@ -306,54 +217,49 @@ class Channel:
         properties = found.shown(entry)
         return Got(self.last_tag, again, message.exchange, message.keys[0], found.ready, properties, message.body)
 
-    @_method(60, 80)
+    @method(60, 80)
     def ack(self, delivery_tag: int, *, multiple: bool = False) -> None:
         """basic.ack; `multiple` takes all up to this tag, and tag 0 all there are. Errors: 406."""
+        if self._transaction is not None:
+            self._transaction.settle((), _acknowledge, self._collect(delivery_tag, multiple=multiple))
+            return
         if multiple:
-            settled: Iterable[Held] = self._collect(delivery_tag, multiple=True)
+            settled: Iterable[Held] = self._collect(delivery_tag, multiple=True).values()
         elif (held := self.unsettled.pop(delivery_tag, None)) is not None:
             settled = (held,)
         else:
             raise _unknown(delivery_tag)
-        for queue, entry, consumer in settled:
-            if not queue.gone:
-                queue.settle(entry, consumer)
+        _acknowledge(settled)
 
-    @_method(60, 120)
+    @method(60, 120)
     def nack(self, delivery_tag: int, *, multiple: bool = False, requeue: bool = True) -> None:
         """basic.nack: give back, or dead-letter. Errors: 406."""
-        refuse(self._collect(delivery_tag, multiple=multiple), requeue=requeue, failed=False)
+        self._refuse(delivery_tag, multiple=multiple, requeue=requeue, failed=False)
 
-    @_method(60, 90)
+    @method(60, 90)
     def reject(self, delivery_tag: int, *, requeue: bool = True) -> None:
         """basic.reject; unlike nack, it counts as a failed delivery of a quorum queue. Errors: 406."""
-        refuse(self._collect(delivery_tag, multiple=False), requeue=requeue, failed=True)
+        self._refuse(delivery_tag, multiple=False, requeue=requeue, failed=True)
 
-    @_method(60, 110)
+    @method(60, 110)
     def recover(self, *, requeue: bool = True) -> None:
         """basic.recover: all unsettled deliveries of this channel go back. Errors: 540."""
         if not requeue:
             raise AmqpError(540, "requeue=false")
-        refuse(self._collect(0, multiple=True), requeue=True, failed=False)
+        refuse(list(self._collect(0, multiple=True).values()), requeue=True, failed=False)
 
     # -- within ---------------------------------------------------------------------------------------------------
 
-    def _name(self, queue: str) -> str:
-        if not queue and not self._last_queue:
-            raise AmqpError(404, "no previously declared queue")
-        return queue or self._last_queue
+    def _refuse(self, tag: int, *, multiple: bool, requeue: bool, failed: bool) -> None:
+        held = self._collect(tag, multiple=multiple)
+        if self._transaction is not None:
+            settle = partial(refuse, requeue=requeue, failed=failed)
+            self._transaction.settle((requeue, failed), settle, held)
+        else:
+            refuse(list(held.values()), requeue=requeue, failed=failed)
 
-    def _queue(self, name: str) -> Queue:
-        return self._mine(self._name(name))
-
-    def _mine(self, name: str) -> Queue:
-        queue = self.broker.queue(name)
-        if queue.owner is not None and queue.owner is not self.connection:
-            raise declaring.locked(queue)
-        return queue
-
-    def _collect(self, tag: int, *, multiple: bool) -> list[Held]:
-        """Take out the deliveries that `tag` stands for. Raises AmqpError 406 when there is none."""
+    def _collect(self, tag: int, *, multiple: bool) -> dict[int, Held]:
+        """Take out the deliveries that `tag` stands for, by tag. Raises AmqpError 406 when there is none."""
         unsettled = self.unsettled
         if multiple and tag == 0:
             tags = list(unsettled)
@@ -367,12 +273,13 @@ class Channel:
                     if each > tag:
                         break
                     tags.append(each)
-        return [unsettled.pop(each) for each in tags]
+        return {each: unsettled.pop(each) for each in tags}
 
 
-def _not_default(*exchanges: str) -> None:
-    if "" in exchanges:
-        raise AmqpError(403, "operation not permitted on the default exchange")
+def _acknowledge(settled: Iterable[Held]) -> None:
+    for queue, entry, consumer in settled:
+        if not queue.gone:
+            queue.settle(entry, consumer)
 
 
 def _unknown(tag: int) -> AmqpError:

@@ -331,8 +331,4 @@ def _settlement(payload: bytes) -> tuple[int, int]:
 def _refused(asked: base.Frame) -> AmqpError:
     """Return the error for a method that the broker does not speak, or that no client may say."""
     class_id, method_id = divmod(asked.index, 1 << 16)
-    if class_id == 90:
-        return AmqpError(
-            540, "transactions: the embedded broker has publisher confirms in their place", (90, method_id)
-        )
     return AmqpError(503, "unimplemented method", (class_id, method_id))

@@ -89,6 +89,21 @@ def _confirm(channel: Channel, _: commands.Confirm.Select) -> Answer:
     return commands.Confirm.SelectOk()
 
 
+def _tx_select(channel: Channel, _: commands.Tx.Select) -> Answer:
+    channel.tx_select()
+    return commands.Tx.SelectOk()
+
+
+def _tx_commit(channel: Channel, _: commands.Tx.Commit) -> Answer:
+    channel.tx_commit()
+    return commands.Tx.CommitOk()
+
+
+def _tx_rollback(channel: Channel, _: commands.Tx.Rollback) -> Answer:
+    channel.tx_rollback()
+    return commands.Tx.RollbackOk()
+
+
 def _flow(_: Channel, asked: commands.Channel.Flow) -> Answer:
     if not asked.active:
         raise AmqpError(540, "active=false", (20, 20))
@@ -110,5 +125,8 @@ ANSWERS: Final[Mapping[type[base.Frame], Callable[[Channel, Any], Answer]]] = {
     commands.Basic.Recover: _recover,
     commands.Basic.RecoverAsync: _recover_async,
     commands.Confirm.Select: _confirm,
+    commands.Tx.Select: _tx_select,
+    commands.Tx.Commit: _tx_commit,
+    commands.Tx.Rollback: _tx_rollback,
     commands.Channel.Flow: _flow,
 }

@@ -89,7 +89,6 @@ MISUSES = {
         503,
         "COMMAND_INVALID - unimplemented method",
     ),
-    "transactions": (frame.marshal(commands.Tx.Select(), 1), 540, "NOT_IMPLEMENTED - transactions"),
     "immediate": (
         frame.marshal(commands.Basic.Publish(routing_key="q", immediate=True), 1),
         540,

@@ -152,3 +152,28 @@ def test_a_message_is_stored_before_its_confirm() -> None:
     channel.consume("q")
     channel.publish("", "q", DURABLE, b"1")
     assert [type(each).__name__ for each in events] == ["QueueDeclared", "Consuming", "Stored", "Deliver", "Ack"]
+
+
+def test_a_transaction_outlasts_no_restart() -> None:
+    """What it published is not there, what it acknowledged is; after the commit it is the other way round."""
+    journal: list[Change] = []
+    broker = new_broker(journal)
+    channel = broker.connect().open_channel(1, lambda _: None)
+    channel.queue_declare("q", durable=True)
+    channel.publish("", "q", DURABLE, b"old")
+    channel.tx_select()
+    got = channel.get("q")
+    assert got is not None
+    channel.publish("", "q", DURABLE, b"new")
+    channel.ack(got.delivery_tag)
+
+    def bodies(changes: list[Change]) -> list[bytes]:
+        channel = restarted(changes).connect().open_channel(1, lambda _: None)
+        found = channel.get("q", no_ack=True)
+        assert found is not None
+        assert channel.get("q") is None
+        return [found.body]
+
+    assert bodies(journal) == bodies(list(broker.changes())) == [b"old"]
+    channel.tx_commit()
+    assert bodies(journal) == bodies(list(broker.changes())) == [b"new"]

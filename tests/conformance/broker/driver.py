@@ -64,7 +64,9 @@ class Inbox:
 
 
 class Client(Protocol):
-    """A connection with one channel. Methods raise Closed."""
+    """A connection with one channel. Methods raise Closed. `returned`: the bodies that came back."""
+
+    returned: list[str]
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of `choreo.embedded.Channel`; for queue_declare returns (name, messages, consumers)."""
@@ -73,7 +75,7 @@ class Client(Protocol):
     async def publish(
         self, body: str, exchange: str = "", key: str = "", *, mandatory: bool = False, **properties: Any
     ) -> str:
-        """Publish and return what became of it: ack, nack or returned."""
+        """Publish and return what became of it: ack, nack or returned; sent where nobody says so."""
         ...
 
     async def consume(self, queue: str, **options: Any) -> Inbox: ...
@@ -86,7 +88,7 @@ class Client(Protocol):
 class Driver(Protocol):
     """A broker."""
 
-    async def client(self, beside: Client | None = None) -> Client:
+    async def client(self, beside: Client | None = None, *, confirms: bool = True) -> Client:
         """Return a client, on a connection of its own or `beside` another one on the same."""
         ...
 
@@ -102,12 +104,14 @@ class Driver(Protocol):
 class EmbeddedClient:
     """A client of the embedded core."""
 
-    def __init__(self, driver: EmbeddedDriver, connection: Connection, number: int) -> None:
+    def __init__(self, driver: EmbeddedDriver, connection: Connection, number: int, *, confirms: bool) -> None:
         self.connection = connection
         self.channel: Channel = connection.open_channel(number, self.take)
         self.inboxes: dict[str, Inbox] = {}
         self.answers: list[str] = []
-        self.channel.confirm_select()
+        self.returned: list[str] = []
+        if confirms:
+            self.channel.confirm_select()
 
     def take(self, sent: Sent) -> None:
         match sent:
@@ -115,7 +119,10 @@ class EmbeddedClient:
                 self.inboxes[sent.consumer_tag].got.append(_arrived(sent))
             case Cancelled(tag):
                 self.inboxes[tag].cancelled = True
-            case Ack() | Nack() | Returned():
+            case Returned():
+                self.answers.append("returned")
+                self.returned.append(sent.body.decode())
+            case Ack() | Nack():
                 self.answers.append(type(sent).__name__.lower())
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -133,7 +140,7 @@ class EmbeddedClient:
         content = BasicProperties(**{"delivery_mode": 2, **properties})
         self.answers.clear()
         self._closing(lambda: self.channel.publish(exchange, key, content, body.encode(), mandatory=mandatory))
-        return self.answers[0]
+        return self.answers[0] if self.answers else "sent"
 
     async def consume(self, queue: str, **options: Any) -> Inbox:
         tag = options.pop("consumer_tag", f"c{len(self.inboxes)}")
@@ -166,9 +173,9 @@ class EmbeddedDriver:
         names, self._numbers = count(), count(1)
         self.broker = Broker(1_700_000_000.0, lambda: f"made-{next(names)}")
 
-    async def client(self, beside: Client | None = None) -> Client:
+    async def client(self, beside: Client | None = None, *, confirms: bool = True) -> Client:
         connection = beside.connection if isinstance(beside, EmbeddedClient) else self.broker.connect()
-        return EmbeddedClient(self, connection, next(self._numbers))
+        return EmbeddedClient(self, connection, next(self._numbers), confirms=confirms)
 
     async def wait(self, seconds: float) -> None:
         self.broker.advance(self.broker.now + seconds)
@@ -185,11 +192,12 @@ class AmqpClient:
         self.channel = channel
         self.inboxes: dict[str, Inbox] = {}
         assert isinstance(channel, aiormq.Channel)
-        channel.on_return_callbacks.add(lambda message: None)
+        self.returned: list[str] = []
+        channel.on_return_callbacks.add(lambda message: self.returned.append(message.body.decode()))
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         names = {"cancel": "basic_cancel", "ack": "basic_ack", "nack": "basic_nack", "reject": "basic_reject"}
-        names |= {"qos": "basic_qos", "recover": "basic_recover"}
+        names |= {"qos": "basic_qos", "recover": "basic_recover", "confirm_select": "confirm_delivery"}
         if method in ("exchange_bind", "exchange_unbind"):
             kwargs |= dict(zip(("destination", "source", "routing_key"), args, strict=False))
             args = ()
@@ -234,6 +242,11 @@ class AmqpClient:
         self, body: str, exchange: str = "", key: str = "", *, mandatory: bool = False, **properties: Any
     ) -> str:
         content = commands.Basic.Properties(**{"delivery_mode": 2, **properties})
+        assert isinstance(self.channel, aiormq.Channel)
+        if mandatory and not self.channel.publisher_confirms:  # else aiormq drops what is returned
+            content.message_id = content.message_id or body
+            self.channel.message_id_delivery_tag[content.message_id] = tag = -len(self.channel.confirmations) - 1
+            self.channel.confirmations[tag] = asyncio.get_running_loop().create_future()
         try:
             done = await self._closing(
                 lambda: self.channel.basic_publish(
@@ -244,7 +257,7 @@ class AmqpClient:
             return "returned"
         except aiormq.exceptions.DeliveryError:
             return "nack"
-        return {"Basic.Ack": "ack", "Basic.Nack": "nack"}[done.name]
+        return {"Basic.Ack": "ack", "Basic.Nack": "nack"}[done.name] if done is not None else "sent"
 
     async def consume(self, queue: str, **options: Any) -> Inbox:
         tag = options.pop("consumer_tag", f"c{len(self.inboxes)}")
@@ -297,9 +310,11 @@ class AmqpDriver:
         self.pause = pause
         self.clients: list[AmqpClient] = []
 
-    async def client(self, beside: Client | None = None) -> Client:
+    async def client(self, beside: Client | None = None, *, confirms: bool = True) -> Client:
         connection = beside.connection if isinstance(beside, AmqpClient) else await aiormq.connect(self.url)
-        client = AmqpClient(connection, await connection.channel(publisher_confirms=True))
+        client = AmqpClient(
+            connection, await connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
+        )
         self.clients.append(client)
         return client
 
