@@ -1,6 +1,6 @@
 # The same commands for a person and for CI. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup broker demo check test faults bench foreign format lock build clean
+.PHONY: help setup broker demo check test matrix faults bench foreign format lock build clean
 
 BIN := .venv/bin
 ARGS ?=
@@ -27,6 +27,10 @@ check: setup ## format, lint, types, floors of the house
 test: setup ## all tests; ARGS="-k retry" picks some; without RabbitMQ its tests are skipped; BROKER=embedded: on that one
 	@[ "$(BROKER)" = embedded ] || scripts/broker.sh || [ "$$CI" != true ]
 	CHOREO_TEST_BROKER=$(BROKER) $(BIN)/pytest $(ARGS)
+	@[ -n "$(ARGS)" ] || scripts/matrix.sh --smoke
+
+matrix: setup ## unit and rehearsal suites on every Python that choreo claims and that is here; says which are not
+	@scripts/matrix.sh $(ARGS)
 
 faults: broker ## break workers, broker and network on purpose; writes docs/reliability.md; ARGS="--faults=long" for a night
 	$(BIN)/pytest tests/faults --faults=full --faults-report docs/reliability.md $(ARGS)
@@ -50,5 +54,5 @@ build: setup ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build --no-isolation
 
 clean: ## remove .venv and everything that these commands made
-	rm -rf .venv .venv-bench .bench build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .venv-matrix .bench build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

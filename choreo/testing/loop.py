@@ -104,7 +104,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._threads += 1
         running = super().run_in_executor(executor, func, *args)
         running.add_done_callback(lambda _: self._ended(running, answer))
-        self._word.wait(_THREAD_PATIENCE)
+        # A thread may be done before asyncio looks. From Python 3.13.1 on nobody calls from another thread then.
+        if not running.done():
+            self._word.wait(_THREAD_PATIENCE)
 
     def _ended(self, running: asyncio.Future[T], answer: asyncio.Future[T]) -> None:
         self._threads = max(0, self._threads - 1)

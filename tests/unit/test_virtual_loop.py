@@ -6,8 +6,8 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pytest
@@ -39,6 +39,26 @@ def test_a_month_takes_no_time():
     run(main())
     assert fired == [("second", 1), ("hour", 3_600), ("month", 30 * 86_400)]
     assert time.perf_counter() - began < 5
+
+
+class AtOnce(Executor):
+    """Its thread is always quicker than whoever asks."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+def test_thread_that_is_done_before_anybody_looks_is_not_waited_for():
+    """From Python 3.13.1 on asyncio hears of it in the loop's own thread, without any call from another."""
+
+    async def main() -> int:
+        return await asyncio.get_running_loop().run_in_executor(AtOnce(), int, "42")
+
+    began = time.perf_counter()
+    assert run(main()) == 42
+    assert time.perf_counter() - began < 4, "five seconds is what one that hangs is given"
 
 
 def test_deadlines_pass_in_virtual_time():
