@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import resource
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 from choreo import forks
 from choreo.errors import ConfigurationError
+
+# Open files of a broker, as far as we may have so many: what RabbitMQ's guide for production asks for. Not the hard
+# limit as it is: an Erlang VM makes tables as long as its limit, which is a thousand million in some containers.
+_FILES: Final = 65_536
 
 
 class ProcessGroup:
@@ -52,14 +57,15 @@ class ProcessGroup:
     ) -> subprocess.Popen[bytes]:
         """Starts a member that prints to a file. Raises ConfigurationError when there is no such program."""
         try:
-            member = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                process_group=self._leader.pid,
-            )
+            with _enough_files():
+                member = subprocess.Popen(
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    process_group=self._leader.pid,
+                )
         except OSError as error:
             raise ConfigurationError(
                 f"{command[0]} does not start: {error}", "see that Erlang is installed and on PATH"
@@ -97,3 +103,18 @@ class ProcessGroup:
             self._leader.stdin.close()
         for process in (self._leader, *self._members):
             process.wait()
+
+
+@contextlib.contextmanager
+def _enough_files() -> Iterator[None]:
+    """Let what is started meanwhile open as many files as it may have need of: 1,024, a usual limit, is no broker's."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        yield
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
