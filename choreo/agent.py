@@ -25,6 +25,7 @@ DEFAULT_TIMEOUT: Final = 30.0  # seconds
 LONGEST_TIMEOUT: Final = 20 * 60.0  # seconds
 DEFAULT_MAX_HOPS: Final = 64
 DEFAULT_MAX_TREE: Final = 100_000
+DEFAULT_MAX_RETURNS: Final = 100_000
 
 F = TypeVar("F", bound=Callable[..., Any])
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
@@ -37,7 +38,9 @@ class Agent:
     run, at most 20 minutes. `lifespan`: a function that returns an async context manager, entered once per process;
     what it yields is `Context.resources`. `max_hops`: an event further than this from the one that began its
     transaction is dead-lettered as a loop. `max_tree`: so many events may follow from one at the same distance; a
-    reaction that would emit more is dead-lettered as a loop that amplifies itself. Raises DeclarationError.
+    reaction that would emit more is dead-lettered as a loop that amplifies itself. `max_returns`: so many events of one
+    correlation that came without hops, as from participants that keep no headers, may be followed by others within an
+    hour in one process; the next one is dead-lettered as a loop. Raises DeclarationError.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Agent:
         lifespan: Lifespan | None = None,
         max_hops: int = DEFAULT_MAX_HOPS,
         max_tree: int = DEFAULT_MAX_TREE,
+        max_returns: int = DEFAULT_MAX_RETURNS,
     ) -> None:
         if not NAME.fullmatch(str(name)) or name in RESERVED:
             raise DeclarationError(
@@ -62,6 +66,7 @@ class Agent:
         self.timeout = _deadline(timeout, f"agent {name}")
         self.max_hops = _bound("max_hops", max_hops, 1_000_000, f"agent {name}")
         self.max_tree = _bound("max_tree", max_tree, 1_000_000_000, f"agent {name}")
+        self.max_returns = _bound("max_returns", max_returns, 1_000_000_000, f"agent {name}")
         self.lifespan = None if lifespan is None else usable(lifespan, f"agent {name}")
         self.description = (caller.f_globals.get("__doc__") or "").strip().partition("\n")[0]
         self.where = f"{relative(caller.f_code.co_filename)}:{caller.f_lineno}"

@@ -8,6 +8,11 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+Hold = Callable[[asyncio.Future[None], float], None]
+
+
+def no_place(_over: asyncio.Future[None], _at_most: float) -> None:
+    """Hold nothing; see `Seat.hold`."""
 
 
 class Arrivals(Generic[T]):

@@ -29,10 +29,12 @@ from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
 from choreo.observe import logs
 from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Context, Reaction
+from choreo.runtime.arrivals import Hold, no_place
 from choreo.runtime.calling import about_a_reaction, begin, call, end_child
 from choreo.runtime.emission import require_stored, sealed
 from choreo.runtime.healing import Heal, nothing
 from choreo.runtime.overdue import Waits
+from choreo.runtime.returns import Returns
 from choreo.runtime.rounds import Rounds
 from choreo.runtime.underway import Underway
 from choreo.topology import Names, return_key, topic_of
@@ -52,13 +54,6 @@ class Counters:
     retried: int = 0
     dead: int = 0
     emitted: int = 0
-
-
-Hold = Callable[[asyncio.Future[None], float], None]
-
-
-def _no_place(_over: asyncio.Future[None], _at_most: float) -> None:
-    """Hold nothing."""
 
 
 class _SessionLostError(Exception):
@@ -99,6 +94,7 @@ class Courier:
     on_held: Callable[[], None] = lambda: None
     waits: Waits = field(default_factory=Waits)
     underway: Underway = field(default_factory=Underway)
+    returns: Returns = field(default_factory=Returns)
     ending: asyncio.Event = field(default_factory=asyncio.Event)  # set before the worker cancels what still runs
     log: structlog.typing.FilteringBoundLogger = field(default_factory=logs.of_deliveries)
 
@@ -107,7 +103,7 @@ class Courier:
         session: Session,
         delivery: Delivery,
         leave: Callable[[], None] = lambda: None,
-        hold: Hold = _no_place,
+        hold: Hold = no_place,
     ) -> None:
         """Take `delivery` to settled. Only cancellation and a lost session leave it for a redelivery.
 
@@ -263,6 +259,8 @@ class Courier:
     ) -> None:
         """Publish what follows and wait until all of it is confirmed; raise what stands in the way of that."""
         messages = sealed(self.agent, reaction, opened, events, last_word=last_word, max_body=self.max_body)
+        if not opened.hops:
+            self.returns.count(self.agent, opened, messages)
         confirmations = [
             case.session.publish(
                 message,
