@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from choreo import loader
+from choreo import Agent, loader
+from choreo.topology import Topology
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,3 +44,12 @@ def test_the_level_that_shows_what_was_handled_is_said():
     page = (ROOT / "docs" / "deployment.md").read_text()
     before = page[: page.index("jq -R")].split("## Logs")[1]
     assert "with `CHOREO_LOG_LEVEL=debug` all that became of it" in before
+
+
+def test_what_a_namespace_costs_is_counted_right():
+    """As many queues as the page says, with agents and without."""
+    page = (ROOT / "docs" / "topology.md").read_text()
+    (shared,) = re.findall(r"A namespace has (\d+) quorum queues of its own, and two more for each agent", page)
+    agents = [Agent("one"), Agent("other")]
+    assert len(Topology.of([]).queues) == int(shared)
+    assert len(Topology.of(agents).queues) == int(shared) + 2 * len(agents)
