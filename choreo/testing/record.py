@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from choreo.agent import Agent
 from choreo.choreography import Choreography, full_name
 from choreo.envelope import Envelope, open_envelope
-from choreo.errors import UsageError
+from choreo.errors import EnvelopeError, UsageError
 from choreo.event import Event, declaration, known
 from choreo.message import TOPIC, Message
 from choreo.reaction import Reaction
@@ -23,7 +24,8 @@ E = TypeVar("E", bound=Event)
 class Emission(Generic[E]):
     """An event that an agent has emitted and the broker has taken, at `time` seconds into the rehearsal.
 
-    `reaction` is its full name, "payment.charge". An event that is emitted twice is there twice, with one id.
+    `reaction` is its full name, "payment.charge". `event` is the envelope where no reader could read it. An event
+    that is emitted twice is there twice, with one id.
     """
 
     event: E
@@ -131,12 +133,17 @@ class Record:
             case _:
                 return
         envelope = open_envelope(message, routing_key, max_body=len(message.body))
+        event: Any = envelope
+        with contextlib.suppress(
+            EnvelopeError
+        ):  # a rehearsal looks on: what it cannot read has been emitted all the same
+            event = envelope.event(kind)
         taken = self._topics.get(envelope.causation_id or "", "")
         reaction = agent.reaction_to(taken)
         if reaction is None:
             return  # published by hand in the agent's name
         name = full_name(reaction)
-        self.emissions.append(Emission(envelope.event(kind), envelope, agent.name, name, self._time()))
+        self.emissions.append(Emission(event, envelope, agent.name, name, self._time()))
         self.walked.add(Hop(taken, name, routing_key))
 
 

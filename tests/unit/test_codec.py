@@ -329,7 +329,9 @@ def annotated(draw: st.DrawFn) -> tuple[Any, st.SearchStrategy[Any]]:
 
 
 @st.composite
-def classes(draw: st.DrawFn) -> tuple[type[Event] | DeclarationError, dict[str, st.SearchStrategy[Any]]]:
+def classes(
+    draw: st.DrawFn, *, terminal: bool = False
+) -> tuple[type[Event] | DeclarationError, dict[str, st.SearchStrategy[Any]]]:
     """Return a class of the corpus, or how it was refused, and values for its fields."""
     fields: dict[str, Any] = {"other": (int, 7)}
     values: dict[str, st.SearchStrategy[Any]] = {}
@@ -342,7 +344,8 @@ def classes(draw: st.DrawFn) -> tuple[type[Event] | DeclarationError, dict[str, 
         model_config = draw(st.sampled_from(CONFIGURATIONS))
 
     try:
-        made: type[Event] = create_model("Made", __base__=Base, __cls_kwargs__={"topic": "test-codec.made"}, **fields)
+        keywords: Any = {"topic": "test-codec.made", "terminal": terminal}
+        made: type[Event] = create_model("Made", __base__=Base, __cls_kwargs__=keywords, **fields)
     except DeclarationError as error:
         return error, values
     return made, values
