@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -180,3 +181,29 @@ class Session(Protocol):
 
 
 Connect = Callable[[], Awaitable[Session]]
+
+
+@dataclass(frozen=True, slots=True)
+class Diversion:
+    """Where everybody in this process gets a session while a rehearsal runs, and in which namespace."""
+
+    connect: Connect
+    namespace: str
+
+
+_diversions: list[Diversion] = []  # of the whole process, threads included: nothing of it may reach a real broker
+
+
+def diversion() -> Diversion | None:
+    """Return where sessions come from in place of the broker that is named; None: from there."""
+    return _diversions[-1] if _diversions else None
+
+
+@contextmanager
+def diverted(to: Diversion) -> Iterator[None]:
+    """Have every session that is opened meanwhile come from `to`."""
+    _diversions.append(to)
+    try:
+        yield
+    finally:
+        _diversions.remove(to)

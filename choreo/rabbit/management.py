@@ -20,6 +20,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from choreo.errors import InvalidUrl
 from choreo.topology import Binding
+from choreo.transport import diversion
 
 TIMEOUT: Final = 3.0  # seconds for one answer
 MAX_ANSWER: Final = 32 * 2**20  # bytes; more is not an answer to what is asked here
@@ -121,6 +122,8 @@ class Management:
     def _get(self, path: str) -> Any:
         """Return the JSON at `path`. Blocks for at most about twice the timeout; raises _NoAnswerError only."""
         deadline = time.monotonic() + self._timeout
+        if diversion() is not None:
+            raise _NoAnswerError("a rehearsal has none")
         try:
             request = urllib.request.Request(f"{self._base}/{path}", headers=self._headers)  # noqa: S310 - see settings
             with self._opener.open(request, timeout=self._timeout) as answer:

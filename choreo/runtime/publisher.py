@@ -21,7 +21,7 @@ from choreo.retry import LONGEST_DELAY
 from choreo.runtime.emission import too_large
 from choreo.settings import Settings, load
 from choreo.topology import Names, schedule_key
-from choreo.transport import Confirmed, Connect, Refused, Session
+from choreo.transport import Confirmed, Connect, Refused, Session, diversion
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +127,11 @@ class Publisher:
         if len(message.body) > self._settings.max_body:
             raise PublishRefused(too_large(message, self._settings.max_body), "send less, or raise max_body everywhere")
         pause = _whole_seconds(delay)
-        exchange, key = (self._names.delay, schedule_key(topic, pause)) if pause else (self._names.events, topic)
         self._be_home()
         session = self._session
         if session is None or session.lost.done():
             session = await self._live()
+        exchange, key = (self._names.delay, schedule_key(topic, pause)) if pause else (self._names.events, topic)
         timeout = self._settings.publish_timeout
         result = await session.publish(message, exchange=exchange, routing_key=key, timeout=timeout)
         match result:
@@ -167,6 +167,8 @@ class Publisher:
                 before, self._guard = self._guard, None
                 if before is not None:
                     await before.aclose()
+                elsewhere = diversion()
+                self._names = Names(self._settings.namespace if elsewhere is None else elsewhere.namespace)
                 self._session = await self._connect()
                 self._guard = _closing(self._session)
                 await anext(self._guard)
@@ -180,8 +182,11 @@ def connect(url: str | None = None, *, source: str = "choreo", **settings: Any) 
     """Return a Publisher for the broker at `url`: ``async with choreo.connect() as publisher: ...``.
 
     Without a URL, and for all other settings, choreo's own rules hold: CHOREO_* variables, `.env`, pyproject.toml.
-    `source` is what events say they come from. Raises ConfigurationError for settings that cannot be used.
+    `source` is what events say they come from. Within a rehearsal it publishes there, whatever is named. Raises
+    ConfigurationError for settings that cannot be used.
     """
+    if (elsewhere := diversion()) is not None:
+        return Publisher(Settings(namespace=elsewhere.namespace), elsewhere.connect, source=source)
     found = load(**settings, **({} if url is None else {"url": url}))
     found.brokers()  # raises what is wrong with them now, and not at the first publish
     return Publisher(found, rabbit.Connector(found.brokers, name=source, fast=found.lane), source=source)

@@ -20,6 +20,7 @@ from choreo.event import Event, declaration
 from choreo.runtime.publisher import Publisher, Receipt
 from choreo.settings import Settings
 from choreo.testing import seeds
+from choreo.testing.bridge import bridged
 from choreo.testing.cast import Cast, agents_of, name_of
 from choreo.testing.faults import NONE, Fates, Faults, Point
 from choreo.testing.loop import VirtualLoop
@@ -49,7 +50,7 @@ class Rehearsal:
     `agents`: those that start with it, as Agent objects, modules, or names as `choreo run` takes them. `resources`: by
     an agent's name, what its reactions get in place of what its lifespan would yield. `seed` decides everything that is
     left to chance, also what Python's `random` gives; `faults` is what goes wrong by chance, nothing unless given.
-    `settings`: in place of the defaults; variables and files are not read.
+    `settings`: in place of the defaults; variables and files are not read. Whoever connects meanwhile connects to it.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Rehearsal:
         )
         self._begun = _Play(loop, loop.time(), stage, publisher)
         self._stack.enter_context(clock.told(lambda: self.now, loop.time))
+        self._stack.enter_context(bridged(host, loop, self._settings.namespace))
         self._stack.callback(random.setstate, random.getstate())
         random.seed(self.seed)
         self._stack.callback(host.close)
@@ -344,7 +346,7 @@ class Rehearsal:
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _annotate(self, error: BaseException) -> None:
-        """Put the story on what has ended the rehearsal, once."""
+        """Put the story on what has ended it, once."""
         if not self._told:
             self._told = True
             error.add_note(self.story())
@@ -359,8 +361,7 @@ class Rehearsal:
         return self._begun
 
     def _plan_outage(self, agent: str) -> None:
-        outage = self._fates.outage()
-        if outage is None:
+        if (outage := self._fates.outage()) is None:
             return
         begin, length = outage
 
@@ -387,8 +388,8 @@ class Rehearsal:
 
     def _held(self, queue: QueueOk) -> list[str]:
         unsettled = self._play.stage.host.broker.unsettled(queue.queue)
-        found = f"{queue.queue} has {queue.messages} ready and {unsettled} unsettled"
-        return [found] if queue.messages or unsettled else []
+        left = f"{queue.queue} has {queue.messages} ready and {unsettled} unsettled"
+        return [left] if queue.messages or unsettled else []
 
     def _chosen(self, agents: Sequence[Cast]) -> list[Process]:
         names = [name_of(each) for each in agents] if agents else list(self._processes)
