@@ -79,6 +79,8 @@ async def work(placed: Placed) -> None:
             ctypes.string_at(0)
         case "child":
             give_up_on_a_child()
+        case "block":
+            time.sleep(3600)
         case "hang":
             await asyncio.sleep(3600)
         case "memory":
@@ -323,6 +325,35 @@ def test_reaction_that_ends_its_process_is_buried_without_its_neighbours(
     assert row.met, row
     assert row.lost == 0
     assert most <= DELIVERY_LIMIT + 1
+
+
+@pytest.mark.timeout(400)
+def test_reaction_that_blocks_the_loop_for_ever_is_buried_without_its_neighbours(
+    restarting: Callable[..., Running], project: Path, broker_url: str, namespace: str, scale: Scale, report: Report
+) -> None:
+    """Each worker that is started again meets it as its first message, and ends with 70 all the same."""
+    if scale.extent == "short":
+        pytest.skip("each of twenty rounds lasts 7 s, the deadline and 5 s; one is in tests/acceptance")
+    ledger = Ledger(project, broker_url, namespace, agents=1)
+    worker = restarting(ledger, *ledger.agents)
+    until(lambda: declared(ledger))
+    ledger.place(among(neighbours(100), {"block-1"}))
+    ledger.settle(within=350)
+    begun = ledger.noted("begun")[ledger.agents[0], "block-1"]
+    row = ledger.row(
+        "reaction blocks the event loop for ever",
+        {"block-1"},
+        Reason.CRASHED,
+        f"culprit dead as crashed after at most {DELIVERY_LIMIT + 1} ends with 70, all neighbours handled",
+        note=f"begun {begun} times",
+    )
+    report(row)
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert {line for line in worker.stdout if line.startswith("ended")} - {"ended 0"} == {"ended 70"}
+    assert row.met, row
+    assert row.lost == 0
+    assert begun <= DELIVERY_LIMIT + 1
 
 
 @pytest.mark.timeout(300)
