@@ -227,6 +227,11 @@ def _subscriptions(subscription: str | None, consumes: tuple[type[Event], ...], 
     stray = next((topic for topic in topics if not pattern.matches(subscription, topic)), None)
     if stray is not None:
         raise DeclarationError(f"{what} takes {stray}, which {subscription!r} does not match", "widen the pattern")
+    if not topics and not pattern.is_bindable(subscription):
+        raise DeclarationError(
+            f'{what} subscribes to {subscription!r}, and RabbitMQ takes at most {pattern.MOST_OF_ANY} words "#"',
+            'write "*" where exactly one word stands, or subscribe with several reactions',
+        )
     # With events named, their own topics are enough: what else the pattern matches would be a dead letter here.
     return topics or (subscription,)
 

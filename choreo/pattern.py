@@ -6,6 +6,8 @@ import re
 from functools import lru_cache
 from typing import Final
 
+# "#" as a word, in a binding: RabbitMQ refuses more from 4.3.5 on, whose cost grows with each.
+MOST_OF_ANY: Final = 2
 PATTERN: Final = re.compile(r"([A-Za-z0-9_-]+|\*|#)(\.([A-Za-z0-9_-]+|\*|#))*")
 
 
@@ -18,6 +20,11 @@ def matches(pattern: str, topic: str) -> bool:
 def overlap(one: str, other: str) -> bool:
     """Say whether there is a topic that both patterns match."""
     return _meet(one.split("."), other.split("."), literal=False)
+
+
+def is_bindable(pattern: str) -> bool:
+    """Say whether every release of RabbitMQ takes a binding with `pattern`, whose grammar is PATTERN's."""
+    return pattern.split(".").count("#") <= MOST_OF_ANY
 
 
 def is_wildcard(pattern: str) -> bool:

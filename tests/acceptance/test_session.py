@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -299,3 +300,27 @@ def test_limit_of_connections_passes(
     missing = choreo("inspect", "queues", env=environment | {"CHOREO_URL": f"{node.url}{vhost}-not"})
     assert missing.returncode == 78
     assert "not found" in missing.stderr
+
+
+def test_publisher_needs_no_more_than_to_write_to_events_and_delays(
+    start: Callable[..., Running],
+    choreo: Callable[..., subprocess.CompletedProcess[str]],
+    node: Node,
+    vhost: str,
+    namespace: str,
+) -> None:
+    """With the permissions that docs/topology.md names it publishes, now and later; it reads and declares nothing."""
+    start(f"{node.url}{vhost}")
+    user, page = f"user-{vhost}", Path(__file__).parents[2] / "docs" / "topology.md"
+    lines = page.read_text().splitlines()
+    documented = next(line for line in lines if line.startswith("rabbitmqctl set_permissions") and "events" in line)
+    permissions = [each.replace("choreo", namespace) for each in shlex.split(documented)[5:]]
+    node.ctl("add_user", user, "pw")
+    node.ctl("set_permissions", "--vhost", vhost, user, *permissions)
+    url = f"{node.url}{vhost}".replace("guest:guest@", f"{user}:pw@")
+    environment = {"CHOREO_URL": url, "CHOREO_NAMESPACE": namespace}
+    for delay in ((), ("--delay", "1s")):
+        sent = choreo("publish", "desk-session.placed", "--set", "order=1", *delay, env=environment)
+        assert sent.returncode == 0, sent.stderr
+    assert choreo("run", "desk", env=environment).returncode == 78, "it may declare nothing"
+    node.ctl("delete_user", user)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from choreo.agent import DEFAULT_MAX_HOPS, DEFAULT_TIMEOUT, Agent
 from choreo.envelope import Envelope
@@ -391,3 +393,30 @@ def test_an_agent_shows_its_reactions() -> None:
     assert repr(agent) == "<Agent payment: no reactions>"
     agent.on(charge)
     assert repr(agent) == "<Agent payment: charge>"
+
+
+@given(st.lists(st.sampled_from(["#", "*", "shop", "paid"]), min_size=1, max_size=8))
+def test_a_pattern_that_rabbitmq_refuses_is_refused_at_import(words: list[str]) -> None:
+    """From 4.3.5 on a binding may have two "#": with a third one the worker would not start there."""
+    agent, written = Agent("test-agent-auditor"), ".".join(words)
+
+    def note(envelope: Envelope) -> None: ...
+
+    if words.count("#") <= 2:
+        agent.on(written)(note)
+        return
+    with pytest.raises(DeclarationError, match="note") as caught:
+        agent.on(written)(note)
+    assert repr(written) in caught.value.message
+    assert "at most 2" in caught.value.message
+    assert caught.value.way_out
+
+
+def test_a_pattern_over_named_events_is_not_bound() -> None:
+    """The queue is bound to the events' own topics, so how many "#" there are does not matter."""
+    agent = Agent("test-agent-wide")
+
+    @agent.on("#.#.#.placed")
+    def place(placed: Placed) -> None: ...
+
+    assert agent.patterns == ("test-agent.placed",)
