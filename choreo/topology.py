@@ -25,7 +25,10 @@ DELIVERY_LIMIT: Final = 20
 # every release, and an upgrade does not find a queue with other arguments.
 NO_LIMIT: Final = 1_000_000_000
 
-_KEEPING: Final = {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}
+_KEPT_BEFORE: Final = {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}
+# An operator's policy may give every queue a length, and a full one drops its oldest letter for the newest unless told
+# otherwise. Told here, it refuses the newest, which is then held and said. A policy with `overflow` still goes before.
+_KEEPING: Final = _KEPT_BEFORE | {"x-overflow": "reject-publish"}
 
 QueueKind = Literal["work", "dlq", "delay", "journal"]
 
@@ -41,12 +44,16 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A durable quorum queue. `agent` is its owner, None for those that all agents share."""
+    """A durable quorum queue. `agent` is its owner, None for those that all agents share.
+
+    `before`: what earlier releases declared it with. Arguments do not change in place: such a queue is taken as it is.
+    """
 
     name: str
     kind: QueueKind
     agent: str | None
     arguments: Mapping[str, Any] = field(hash=False)
+    before: Mapping[str, Any] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +161,9 @@ def _exchanges(names: Names) -> tuple[Exchange, ...]:
 
 def _agent_queues(agent: str, names: Names) -> tuple[Queue, Queue]:
     work = _quorum(names.dead, DELIVERY_LIMIT) | {"x-dead-letter-routing-key": agent}
-    return Queue(names.queue(agent), "work", agent, work), Queue(names.dlq(agent), "dlq", agent, _KEEPING)
+    return Queue(names.queue(agent), "work", agent, work), Queue(
+        names.dlq(agent), "dlq", agent, _KEEPING, before=_KEPT_BEFORE
+    )
 
 
 def _agent_bindings(agent: Agent, names: Names) -> Iterable[Binding]:
@@ -175,7 +184,7 @@ def _agent_bindings(agent: Agent, names: Names) -> Iterable[Binding]:
 
 
 def _shared_queues(names: Names) -> Iterable[Queue]:
-    yield Queue(names.dlq(UNCLAIMED), "dlq", None, _KEEPING)
+    yield Queue(names.dlq(UNCLAIMED), "dlq", None, _KEEPING, before=_KEPT_BEFORE)
     for level in range(LEVELS):
         # No delivery limit counts here: nobody consumes from a delay.
         arguments = _quorum(_below(level, names), NO_LIMIT) | {"x-message-ttl": 1000 * 2**level}

@@ -25,6 +25,9 @@ _CHANNELS: Final = 2048
 _FOLLOWS: Final = "4.3"  # the release of RabbitMQ that the embedded broker does as
 
 
+_INEQUIVALENT: Final = 406
+
+
 async def connect(host: Host) -> InProcessSession:
     """Open a session with the broker of `host`."""
     return InProcessSession(host)
@@ -51,7 +54,13 @@ class InProcessSession:
                 arguments = {"alternate-exchange": exchange.alternate} if exchange.alternate else None
                 channel.exchange_declare(exchange.name, exchange.type, durable=True, arguments=arguments)
             for queue in topology.queues:
-                channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+                try:
+                    channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
+                except AmqpError as error:
+                    if error.code != _INEQUIVALENT or queue.before is None:
+                        raise
+                    channel = self.open_channel(_ignore)
+                    channel.queue_declare(queue.name, durable=True, arguments=dict(queue.before))
             for binding in topology.bindings:
                 bind = channel.queue_bind if binding.to == "queue" else channel.exchange_bind
                 bind(binding.destination, binding.source, binding.pattern)

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
@@ -60,6 +60,9 @@ class QueueDetail:
     deliver_rate: float | None
     ack_rate: float | None
     consumer_details: tuple[ConsumerDetail, ...] = ()
+    policies: tuple[str, ...] = ()  # their names, the operator's last
+    policy: Mapping[str, Any] = field(default_factory=dict)  # what they come to
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Management:
@@ -193,6 +196,9 @@ def _queue(found: Mapping[str, Any]) -> QueueDetail:
         deliver_rate=_rate(rates.get("deliver_get_details")),
         ack_rate=_rate(rates.get("ack_details")),
         consumer_details=tuple(map(_consumer, _tables(found.get("consumer_details") or []))),
+        policies=tuple(filter(None, (_text(found.get(name)) for name in ("policy", "operator_policy")))),
+        policy=_mapping(found.get("effective_policy_definition")),
+        arguments=_mapping(found.get("arguments")),
     )
 
 
@@ -223,6 +229,10 @@ def _tables(value: Any) -> Iterable[Mapping[str, Any]]:
     if not isinstance(value, list):
         raise _NoAnswerError("what answers there is no management API")
     return map(_table, value)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}  # an empty one is a list in some releases
 
 
 def _text(value: Any) -> str | None:

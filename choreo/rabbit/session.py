@@ -24,7 +24,7 @@ from pamqp import commands
 from yarl import URL
 
 from choreo.broker_url import BrokerUrl
-from choreo.errors import BrokerUnreachable, ChoreoError
+from choreo.errors import BrokerUnreachable, ChoreoError, TopologyMismatch
 from choreo.message import Message
 from choreo.rabbit import calls, lane, plain, translate
 from choreo.rabbit.lane import Lane
@@ -161,7 +161,13 @@ class RabbitSession:
                     )
                 )
             for queue in topology.queues:
-                await calls.rpc(channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments)))
+                try:
+                    await calls.rpc(channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments)))
+                except TopologyMismatch:
+                    if queue.before is None:
+                        raise
+                    channel = await calls.channel(self._publishing)  # the refusal has closed the other one
+                    await calls.rpc(channel.queue_declare(queue.name, durable=True, arguments=dict(queue.before)))
             for binding in topology.bindings:
                 if binding.to == "queue":
                     await calls.rpc(channel.queue_bind(binding.destination, binding.source, binding.pattern))

@@ -798,3 +798,17 @@ async def test_only_the_subscription_that_held_for_too_long_is_ended(
     await held.close()
     await again.close()
     await eventually(lambda: box.holds(session, ready=0, consumers=0), what="an empty queue")
+
+
+async def test_queue_of_an_earlier_release_is_taken_as_it_is(session: Session, namespace: str) -> None:
+    """A running installation upgrades without a queue being declared anew; anything else is a mismatch."""
+    topology = Topology.of((), namespace)
+    queue = next(each for each in topology.queues if each.kind == "dlq")
+    assert queue.before is not None
+    await session.declare(Topology((), (replace(queue, arguments=queue.before, before=None),), ()))
+    await session.declare(topology)
+    assert await session.missing(topology) == ()
+    other = replace(queue, name=f"{namespace}.other")
+    await session.declare(Topology((), (replace(other, arguments=QUORUM | {"x-delivery-limit": 3}),), ()))
+    error = await refused(session.declare(Topology((), (other,), ())))
+    assert isinstance(error, TopologyMismatch)

@@ -186,7 +186,9 @@ async def has_or_holds(stream: Stream, queue: str, count: int, worker: Running) 
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("overflow", ['"overflow": "reject-publish", ', ""], ids=["rejecting", "dropping"])
 async def test_full_dead_letter_queue_holds_deliveries(
+    overflow: str,
     start_choreo: Callable[..., Running],
     project: Path,
     node: Node,
@@ -194,12 +196,13 @@ async def test_full_dead_letter_queue_holds_deliveries(
     scale: Scale,
     report: Callable[[Row], None],
 ) -> None:
-    """What cannot be buried stays with the worker, which says so, until there is room again."""
+    """What cannot be buried stays with the worker, which says so, until there is room again; no policy with a length
+    drops what is there."""
     stream = Stream(project, start_choreo, node.url, namespace)
     count = scale.of(1_000, short=40)
     worker = stream.start()
     dlq = stream.names.dlq("desk")
-    definition = f'{{"max-length": {ROOM}, "overflow": "reject-publish"}}'
+    definition = f'{{{overflow}"max-length": {ROOM}}}'
     await asyncio.to_thread(
         node.ctl, "set_policy", namespace, f"^{dlq}$".replace(".", r"\."), definition, "--apply-to", "queues"
     )
@@ -225,7 +228,7 @@ async def test_full_dead_letter_queue_holds_deliveries(
     account = await stream.account()
     report(
         Row(
-            fault="dead-letter queue full",
+            fault="dead-letter queue full" if overflow else "dead-letter queue under a length that drops",
             repetitions=1,
             events=account.confirmed,
             lost=account.lost,

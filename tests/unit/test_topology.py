@@ -279,7 +279,8 @@ def test_queues_are_safe() -> None:
         limit = arguments.pop("x-delivery-limit")
         assert limit == (DELIVERY_LIMIT if queue.kind == "work" else NO_LIMIT)
         if queue.kind == "dlq":
-            assert arguments == {}
+            assert arguments == {"x-overflow": "reject-publish"}
+            assert queue.before == {"x-queue-type": "quorum", "x-delivery-limit": NO_LIMIT}
             continue
         assert arguments.pop("x-dead-letter-strategy") == "at-least-once"
         assert arguments.pop("x-overflow") == "reject-publish"
