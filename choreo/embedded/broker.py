@@ -24,6 +24,7 @@ from choreo.embedded.exchanges import Exchange, Incoming
 from choreo.embedded.failure import AmqpError
 from choreo.embedded.message import Message
 from choreo.embedded.queues import Queue
+from choreo.embedded.replies import is_reply
 from choreo.embedded.sent import Cancelled, QueueOk
 
 _PREDECLARED: Final = {
@@ -64,6 +65,7 @@ class Broker:
         }
         self.by_name: dict[str, Queue] = {}
         self.incoming = Incoming()
+        self.replies = ""  # what the names of its reply queues have in common, once there is one
         self.later: deque[tuple[Queue, Callable[[], None]]] = deque()  # what a queue does at the end of a method
         self._now = now
         self._connections: dict[Connection, None] = {}
@@ -202,7 +204,7 @@ class Broker:
 
     def queues(self) -> list[QueueOk]:
         """Return all queues as queue.declare-ok would show them, in the order in which they were declared."""
-        return [queue.ok() for queue in self.by_name.values()]
+        return [queue.ok() for queue in self.by_name.values() if not is_reply(queue.name)]
 
     def unsettled(self, queue: str) -> int:
         """Return how many messages of `queue` are delivered and not settled. Raises AmqpError 404."""

@@ -10,9 +10,10 @@ from choreo.embedded import arguments as queue_arguments
 from choreo.embedded.consumers import Consumer, Held, in_groups, refuse
 from choreo.embedded.declarations import Declarations
 from choreo.embedded.failure import AmqpError
-from choreo.embedded.message import Properties
+from choreo.embedded.message import REPLY_TO, Properties
 from choreo.embedded.method import method
 from choreo.embedded.publishing import published
+from choreo.embedded.replies import ReplyQueue, was_reply
 from choreo.embedded.sent import Ack, Consuming, Got, Nack, Returned, Sink
 from choreo.embedded.transaction import Publication, Transaction
 
@@ -40,6 +41,7 @@ class Channel(Declarations):
         self._confirming = False
         self._transaction: Transaction | None = None
         self._published = 0
+        self._replies: ReplyQueue | None = None
 
     def close(self) -> None:
         """channel.close, and what a lost connection does to each channel. May be called twice."""
@@ -90,6 +92,10 @@ class Channel(Declarations):
             raise AmqpError(403, f"cannot publish to internal exchange '{exchange}' in vhost '{broker.vhost}'")
         if self._confirming:
             self._published += 1
+        if properties.wants_direct_reply:
+            if self._replies is None or self._replies.gone:
+                raise AmqpError(406, "fast reply consumer does not exist")
+            properties = properties.replying_to(self._replies.name)
         message = published(exchange, routing_key, properties, body, self.connection.user)
         publication = Publication(routing_key, message, broker.route(to, message), mandatory)
         if self._transaction is not None:
@@ -102,7 +108,7 @@ class Channel(Declarations):
     def _deliver(self, publication: Publication) -> bool:
         """Put a message into its queues, or return it; say whether all of them have taken it."""
         routing_key, message, queues, mandatory = publication
-        if mandatory and not queues:
+        if mandatory and not queues and not any(was_reply(self.broker, key) for key in message.keys):
             self.sink(Returned(312, "NO_ROUTE", message.exchange, routing_key, message.properties, message.body))
         stored = True
         for queue in queues:
@@ -177,7 +183,7 @@ class Channel(Declarations):
         """basic.consume. Sends Consuming, then deliveries; returns the consumer tag. Errors: 403 to 406, 530, 540."""
         if consumer_tag in self.consumers:
             raise AmqpError(530, f"attempt to reuse consumer tag '{consumer_tag}'")
-        found = self.queue_named(queue)
+        found = self._reply_queue(no_ack=no_ack) if queue == REPLY_TO else self.queue_named(queue)
         given = arguments or {}
         queue_arguments.check_consumer(str(found), found.terms.type, given)
         tag = consumer_tag or f"amq.ctag-{self.broker.names()}"
@@ -188,6 +194,16 @@ class Channel(Declarations):
         found.unpark(consumer)
         found.dispatch()
         return tag
+
+    def _reply_queue(self, *, no_ack: bool) -> ReplyQueue:
+        if not no_ack:
+            raise AmqpError(406, "reply consumer cannot acknowledge")
+        if self._replies is not None and not self._replies.gone:
+            raise AmqpError(406, "reply consumer already set")
+        self._replies = made = ReplyQueue(self.broker)
+        self.broker.by_name[made.name] = made
+        self.broker.topology_changed()
+        return made
 
     @method(60, 30)
     def cancel(self, consumer_tag: str) -> None:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from choreo.embedded import declaring
 from choreo.embedded.exchanges import Binding
 from choreo.embedded.failure import AmqpError
+from choreo.embedded.message import REPLY_TO
 from choreo.embedded.method import method
 from choreo.embedded.queues import Queue
+from choreo.embedded.replies import is_reply
 from choreo.embedded.sent import QueueOk
 
 if TYPE_CHECKING:
@@ -96,6 +98,11 @@ class Declarations:
     ) -> QueueOk:
         """queue.declare. Errors: 403, 404, 405, 406, 541."""
         broker = self.broker
+        if name == REPLY_TO or is_reply(name):  # it cannot be declared, but seen
+            if name != REPLY_TO:
+                broker.queue(name)
+            self._last_queue = name
+            return QueueOk(name, 0, 1)
         if passive:
             queue = self._mine(name)
             queue.touch()
@@ -116,6 +123,7 @@ class Declarations:
         """queue.bind. Errors: 403, 404, 405."""
         _not_default(exchange)
         queue = self._name(queue)
+        _not_reply(queue)
         self.broker.exchange(exchange)
         self.queue_named(queue)
         declaring.bind(self.broker, Binding(exchange, queue, "queue", routing_key, arguments or {}))
@@ -127,6 +135,7 @@ class Declarations:
         """queue.unbind; nothing happens when there is no such binding. Errors: 403, 405."""
         _not_default(exchange)
         queue = self._name(queue)
+        _not_reply(queue)
         if queue in self.broker.by_name:
             self.queue_named(queue)
         declaring.unbind(self.broker, Binding(exchange, queue, "queue", routing_key, arguments or {}))
@@ -140,7 +149,7 @@ class Declarations:
     def queue_delete(self, queue: str, *, if_unused: bool = False, if_empty: bool = False) -> int:
         """queue.delete. Returns how many messages are gone; 0 when there is no such queue. Errors: 405, 406, 540."""
         queue = self._name(queue)
-        if queue not in self.broker.by_name:
+        if queue not in self.broker.by_name or is_reply(queue):
             return 0
         found = self.queue_named(queue)
         found.check_deletion(if_unused=if_unused, if_empty=if_empty)
@@ -164,6 +173,11 @@ class Declarations:
         if queue.owner is not None and queue.owner is not self.connection:
             raise declaring.locked(queue)
         return queue
+
+
+def _not_reply(queue: str) -> None:
+    if is_reply(queue):
+        raise AmqpError(403, "cannot bind or unbind to a volatile (direct reply-to) queue")
 
 
 def _not_default(*exchanges: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from choreo.message import FarTime
+
+REPLY_TO: Final = "amq.rabbitmq.reply-to"  # https://www.rabbitmq.com/docs/direct-reply-to
 
 
 class Properties(Protocol):
@@ -48,6 +50,15 @@ class Properties(Protocol):
         """Who says to have published. Read at every publish."""
         ...
 
+    @property
+    def wants_direct_reply(self) -> bool:
+        """Whether REPLY_TO is where to reply: the publisher is its own consumer of replies. Read at every publish."""
+        ...
+
+    def replying_to(self, queue: str) -> Self:
+        """Return these properties with the queue of that consumer as where to reply."""
+        ...
+
     def with_headers(self, headers: Mapping[str, Any], *, expires: bool) -> Self:
         """Return these properties with `headers` too, and without expiration unless `expires`.
 
@@ -82,6 +93,15 @@ class BasicProperties:
         if not headers or ("CC" not in headers and "BCC" not in headers):
             return None
         return headers.get("CC", []), headers.get("BCC", [])
+
+    @property
+    def wants_direct_reply(self) -> bool:
+        """See Properties."""
+        return self.reply_to == REPLY_TO
+
+    def replying_to(self, queue: str) -> Self:
+        """See Properties."""
+        return replace(self, reply_to=queue)
 
     def with_headers(self, headers: Mapping[str, Any], *, expires: bool) -> Self:
         """See Properties."""

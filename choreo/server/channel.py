@@ -21,7 +21,7 @@ from choreo.embedded import (
 )
 from choreo.server import wire
 from choreo.server.methods import ANSWERS
-from choreo.server.properties import REPLY_TO, RawProperties
+from choreo.server.properties import RawProperties
 
 _OPEN_OK: Final = wire.method(0, commands.Channel.OpenOk())[wire.FRAME.size : -1]
 
@@ -72,7 +72,6 @@ class Served:
         self._left = 0  # bytes of the body that are still to come
         self._first = self._last = 0  # the publishes that are confirmed, but not yet to the client
         self._quiet = False  # the consumer under way wants no answer
-        self._replies = self._reply_tag = ""  # queue and tag of the direct reply-to consumer
         write(wire.frame(wire.METHOD, number, _OPEN_OK))
 
     # -- from the client ------------------------------------------------------------------------------------------
@@ -125,16 +124,11 @@ class Served:
                 answer = ANSWERS.get(type(asked))
                 if answer is None:
                     raise _refused(asked)
-                if isinstance(asked, commands.Basic.Cancel) and asked.consumer_tag == self._reply_tag:
-                    self._replies = self._reply_tag = ""
                 ok = answer(self._core, asked)
                 if ok is not None and not getattr(asked, "nowait", False):
                     self._answer(wire.method(self.number, ok))
 
     def _declare(self, asked: commands.Queue.Declare) -> None:
-        if asked.queue == REPLY_TO:
-            self._answer(wire.queue_ok(self.number, REPLY_TO, 0, 1))
-            return
         ok = self._core.queue_declare(
             asked.queue or "",
             passive=bool(asked.passive),
@@ -148,25 +142,13 @@ class Served:
 
     def _consume(self, asked: commands.Basic.Consume) -> None:
         self._quiet = bool(asked.nowait)
-        direct = asked.queue == REPLY_TO
-        tag = self._core.consume(
-            self._reply_queue(asked) if direct else asked.queue or "",
+        self._core.consume(
+            asked.queue or "",
             asked.consumer_tag or "",
             no_ack=bool(asked.no_ack),
             exclusive=bool(asked.exclusive),
             arguments=asked.arguments,
         )
-        if direct:
-            self._reply_tag = tag
-
-    def _reply_queue(self, asked: commands.Basic.Consume) -> str:
-        """Return a queue that is gone with its one consumer: what direct reply-to is made of here."""
-        if not asked.no_ack:
-            raise AmqpError(406, "reply consumer cannot acknowledge", (60, 20))
-        if self._replies:
-            raise AmqpError(406, "reply consumer already set", (60, 20))
-        self._replies = self._core.queue_declare("", exclusive=True, auto_delete=True).queue
-        return self._replies
 
     def _get(self, asked: commands.Basic.Get) -> None:
         got = self._core.get(asked.queue or "", no_ack=bool(asked.no_ack))
@@ -229,10 +211,6 @@ class Served:
         self._pending = self._properties = None
         self._parts.clear()
         exchange, key, mandatory = publication
-        if properties.wants_direct_reply:
-            if not self._replies:
-                raise AmqpError(406, "fast reply consumer does not exist", (60, 40))
-            properties = properties.replying_to(self._replies)
         self._core.publish(exchange, key, properties, body, mandatory=mandatory)
 
     def _unexpected(self, detail: str) -> AmqpError:

@@ -6,12 +6,12 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Self
 
+from choreo.embedded.message import REPLY_TO
 from choreo.rabbit import decode, encode
 
 _HEADERS: Final = 0x2000
 _EXPIRATION: Final = 0x0100
 _U32: Final = struct.Struct(">I")
-REPLY_TO: Final = "amq.rabbitmq.reply-to"  # https://www.rabbitmq.com/docs/direct-reply-to
 _REPLY_TO: Final = bytes((len(REPLY_TO),)) + REPLY_TO.encode()
 # Bytes of a field's value by its type; -1: its length stands before it. RabbitMQ reads these types and no others.
 _SIZES: Final = dict(

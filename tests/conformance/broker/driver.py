@@ -27,6 +27,8 @@ from choreo.embedded import (
     Sent,
 )
 
+SHOWN = ("expiration", "priority", "message_id", "delivery_mode", "reply_to")
+
 
 @dataclass
 class Closed(Exception):
@@ -159,7 +161,7 @@ class EmbeddedClient:
 def _arrived(sent: Deliver | Got) -> Arrived:
     content = sent.properties
     assert isinstance(content, BasicProperties)
-    properties = {name: getattr(content, name) for name in ("expiration", "priority", "message_id", "delivery_mode")}
+    properties = {name: getattr(content, name) for name in SHOWN}
     headers = dict(content.headers or {})
     left = sent.messages if isinstance(sent, Got) else None
     where = (sent.delivery_tag, sent.redelivered, sent.exchange, sent.routing_key)
@@ -291,7 +293,7 @@ NAMES = {
 
 def _delivered(message: DeliveredMessage) -> Arrived:
     content = message.header.properties
-    properties = {name: getattr(content, name) for name in ("expiration", "priority", "message_id", "delivery_mode")}
+    properties = {name: getattr(content, name) for name in SHOWN}
     frame = message.delivery
     assert isinstance(frame, commands.Basic.Deliver | commands.Basic.GetOk)
     assert frame.delivery_tag is not None
