@@ -14,6 +14,7 @@ from choreo.censor import begun, censored, ended
 from choreo.cloudevents import STRUCTURED, binary, media_type
 from choreo.errors import EnvelopeError
 from choreo.message import (
+    ASIDE,
     ATTEMPT,
     CE,
     CORRELATION,
@@ -21,6 +22,7 @@ from choreo.message import (
     MAX_HEADER_BYTES,
     MAX_HEADER_DEPTH,
     NOTE,
+    ORDER,
     TOPIC,
     Message,
     Reason,
@@ -34,6 +36,11 @@ MAX_ERROR: Final = 2_000  # characters of the exception's text
 MAX_TRACEBACK: Final = 8_000  # characters, the end of it, where the error is
 _CUT: Final = "[…]\n"  # where a traceback has lost its beginning
 _MOST_NAMED: Final = 10  # exceptions of a group
+_SHORT_ERROR: Final = 200  # characters, where a frame has no room for more
+_UNREAD: Final = NOTE + "headers"  # the bytes of headers that cannot be read
+_DROPPED: Final = NOTE + "dropped-headers"  # the names of headers that are not on the letter
+_KEPT: Final = (_UNREAD, _DROPPED)  # also on a replay: they are all that is left of what they tell of
+_NEEDED: Final = (TOPIC, FIRST_FAILURE, CE + "id", ASIDE, ORDER)
 _BROKERS_REASONS: Final = {"delivery_limit": Reason.CRASHED, "expired": Reason.UNCLAIMED}
 
 
@@ -83,22 +90,69 @@ def write(
         "code-version": code_version,
     }
     letter = _without_notes(message.forwarded({}, without=(TOPIC,)))
-    size, depth = measure(letter.headers)
-    if size > MAX_HEADER_BYTES or depth > MAX_HEADER_DEPTH:
-        letter.headers, notes["dropped-headers"] = _affordable(letter.headers)
+    if message.raw is None:  # else it has room for what came, and what has no room is dropped when that is known
+        size, depth = measure(letter.headers)
+        if size > MAX_HEADER_BYTES or depth > MAX_HEADER_DEPTH:
+            letter.headers, notes["dropped-headers"] = _affordable(letter.headers)
     letter.headers[TOPIC] = topic  # after the dropping: without it a replay would have no topic
     letter.headers[FIRST_FAILURE] = (first_failure or now).isoformat()
     if message.unread is not None:
-        letter.unread, letter.headers[NOTE + "headers"] = None, bytearray(message.unread[:MAX_HEADER_BYTES])
-        if len(message.unread) > MAX_HEADER_BYTES:
-            notes["dropped-headers"] = f"unread bytes beyond the first {MAX_HEADER_BYTES} of {len(message.unread)}"
+        letter.unread, letter.headers[_UNREAD] = None, bytearray(message.unread)
     letter.headers.update({NOTE + name: value for name, value in notes.items() if value is not None})
     return letter
 
 
-def shorten(letter: Message) -> bool:
-    """Take from `letter` what a person can do without, if there is something of that kind: the traceback."""
-    return letter.headers.pop(NOTE + "traceback", None) is not None
+def shorten(letter: Message, over: int) -> bool:
+    """Take something from `letter`, whose headers have `over` bytes more than a frame holds. False: nothing is left.
+
+    First what a person can do without, the traceback and most of the error. Then headers, the largest first, and last
+    of what could not be read: then it cannot be replayed as it was, and says so.
+    """
+    headers = letter.headers
+    if NOTE + "reason" not in headers:
+        return False  # a retry: nothing of it can be done without
+    if headers.pop(NOTE + "traceback", None) is not None:
+        return True
+    error = headers.get(NOTE + "error")
+    if isinstance(error, str) and len(error) > _SHORT_ERROR:
+        headers[NOTE + "error"] = error[: _SHORT_ERROR - 1] + "…"
+        return True
+    if ORDER not in headers:
+        headers[ORDER] = "dropped"
+        _drop(headers, "the order of the headers")
+        return True
+    theirs = [name for name in headers if not name.startswith(NOTE) and name not in _NEEDED]
+    if theirs:
+        name = max(theirs, key=lambda each: measure({each: headers[each]})[0])
+        del headers[name]
+        _drop(headers, name)
+        return True
+    unread = headers.get(_UNREAD)
+    if isinstance(unread, bytes | bytearray) and unread:
+        headers[_UNREAD] = bytearray(unread[: max(0, len(unread) - over - _SHORT_ERROR)])
+        _drop(headers, f"all but {len(headers[_UNREAD])} of {len(unread)} unread bytes")
+        return True
+    if not isinstance(headers.get(ASIDE), str):
+        headers[ASIDE] = "dropped"
+        _drop(headers, ASIDE)
+        return True
+    return False
+
+
+def _drop(headers: dict[str, Any], what: str) -> None:
+    """Note that something of the original is not on the letter."""
+    before = headers.get(_DROPPED)
+    dropped = f"{before}, {what}" if isinstance(before, str) else what
+    headers[_DROPPED] = dropped if len(dropped) <= _SHORT_ERROR else dropped[: _SHORT_ERROR - 1] + "…"
+
+
+def missing(message: Message) -> str:
+    """Return what a replay of this letter could not send as it was, in words; nothing when it is whole."""
+    if message.headers.get(_DROPPED) is not None:
+        return "some of its headers are not on the dead letter, which had no room for them"
+    if message.headers.get(_UNREAD) is not None:
+        return f"its headers cannot be read; their bytes are in {_UNREAD}"
+    return ""
 
 
 def read(message: Message, *, agent: str) -> DeadLetter:
@@ -133,8 +187,13 @@ def read(message: Message, *, agent: str) -> DeadLetter:
 
 
 def revived(message: Message, letter: DeadLetter) -> Message:
-    """Return `message` as it was before it died, to be delivered again to the agent that failed, as its first try."""
-    again = message.forwarded({TOPIC: letter.topic}, without=(ATTEMPT, FIRST_FAILURE))
+    """Return `message` as it was before it died, to be delivered again to the agent that failed, as its first try.
+
+    What its publisher wrote is there, byte for byte where it came over a wire; for what broker and choreo would act
+    upon see `rabbit.rewrite`. What could not be read stays on it as it is kept on the letter; see `missing`.
+    """
+    topic = {} if TOPIC in message.headers else {TOPIC: letter.topic}  # what it says may be no text
+    again = message.forwarded(topic, without=(ATTEMPT, FIRST_FAILURE))
     return _without_notes(again)
 
 
@@ -152,7 +211,8 @@ def _affordable(headers: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def _without_notes(message: Message) -> Message:
-    message.headers = {key: value for key, value in message.headers.items() if not key.startswith(NOTE)}
+    headers = message.headers.items()
+    message.headers = {key: value for key, value in headers if not key.startswith(NOTE) or key in _KEPT}
     return message
 
 

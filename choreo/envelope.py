@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
 from secrets import token_hex
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic_core import to_json
 
@@ -29,6 +29,7 @@ from choreo.message import (
     HOPS,
     MAX_BODY,
     MAX_TEXT,
+    TOPIC,
     TRACEPARENT,
     TRACESTATE,
     TREE,
@@ -37,7 +38,9 @@ from choreo.message import (
     Message,
     Reason,
     excess,
+    growth,
     identity,
+    measure,
 )
 from choreo.strict_json import strict_json
 
@@ -45,6 +48,9 @@ _ID, _SOURCE, _TIME = (CE + attribute for attribute in ("id", "source", "time"))
 _OTHER_IDS, _OTHER_SOURCES = (
     tuple(prefix + attribute for prefix in ("cloudEvents:", "cloudEvents_")) for attribute in ("id", "source")
 )
+
+SMALL: Final = 1024  # bytes of properties that any frame has room for, whatever a retry adds
+_FRAMING: Final = 32  # bytes of a frame that holds properties, besides them
 
 E = TypeVar("E", bound=Event)
 
@@ -153,6 +159,23 @@ def open_envelope(message: Message, topic: str, *, max_body: int = MAX_BODY) -> 
             1 if (value := get(TREE)) is None else _count(TREE, value) or 1,
         )
     )
+
+
+def returned_topic(message: Message) -> str:
+    """Return the topic of an event that came back from a delay or a replay, in the form of a routing key."""
+    topic = message.headers.get(TOPIC, "")
+    return topic.decode("utf-8", "surrogateescape") if isinstance(topic, bytes) else str(topic)
+
+
+def require_room(message: Message, frame_max: int) -> None:
+    """Raise EnvelopeError for headers that a retry could not be sent with: better never run than once and not again."""
+    size = len(message.raw) if message.raw is not None else measure(message.headers)[0]
+    room = frame_max - _FRAMING - growth(message)
+    if size > max(room, SMALL):
+        raise EnvelopeError(
+            Reason.HEADERS,
+            f"the properties have {size} bytes; of a frame of {frame_max} a retry leaves {room} for them",
+        )
 
 
 def seal(

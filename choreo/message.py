@@ -32,6 +32,11 @@ TOPIC: Final = "choreo-topic"  # the topic of an event that comes back from a de
 FIRST_FAILURE: Final = "choreo-first-failure"
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
+# What a retry or a dead letter must not have where the broker would act on it again, kept with its bytes: `expiration`,
+# `user-id`, CC and BCC, and an account of dead-lettering elsewhere.
+ASIDE: Final = "choreo-aside"
+# Two bytes for each of the publisher's headers: its place among them by name. RabbitMQ sorts them on a second delivery.
+ORDER: Final = "choreo-order"
 
 NOTE: Final = "choreo-dead-"  # how the names of a dead letter's notes begin
 
@@ -42,7 +47,16 @@ DELIVERY_COUNT: Final = "x-delivery-count"  # the broker's: how often a message 
 _BROKERS_OWN: Final = frozenset(("x-death", DELIVERY_COUNT, "x-acquired-count", "x-stream-offset", "CC", "BCC"))
 _BROKERS_PREFIXES: Final = ("x-first-death-", "x-last-death-")
 # What choreo writes on a message that it sends once more, to itself; a dead letter's notes begin with NOTE.
-_NOTES: Final = frozenset((ATTEMPT, TOPIC, FIRST_FAILURE))
+_NOTES: Final = frozenset((ATTEMPT, TOPIC, FIRST_FAILURE, ASIDE, ORDER))
+# The most bytes that each of them takes, and the id that a message without one gets: name, type, length and value.
+_ROOM: Final = {
+    ATTEMPT: 24,
+    TOPIC: 280,
+    FIRST_FAILURE: 64,
+    ASIDE: 64,
+    ORDER: 24 + 2 * MAX_HEADERS,
+    CE + "id": 16 + 4 * MAX_TEXT,
+}
 _IDS: Final = frozenset((CE + "id", "cloudEvents:id", "cloudEvents_id"))
 
 _LATEST: Final = 253_402_300_799  # seconds: the end of the year 9999, beyond which Python knows no dates
@@ -85,7 +99,8 @@ class Message:
     """A message as it stands on the wire: body, headers and the AMQP properties that survive a republish.
 
     Texts that came in another encoding than UTF-8 hold their bytes as surrogate escapes. `unread`: the bytes of headers
-    that cannot be read. `checked`: the headers are known to have no excess.
+    that cannot be read. `checked`: the headers are known to have no excess. `raw`: the properties as they came; when it
+    is published again, what is not another one by then is written with the bytes that it came with.
     """
 
     body: bytes
@@ -100,6 +115,7 @@ class Message:
     priority: int | None = None
     timestamp: datetime | FarTime | None = None
     unread: bytes | None = None
+    raw: bytes | None = field(default=None, compare=False, repr=False)
     checked: bool = False
 
     def forwarded(self, headers: Mapping[str, Any], without: Collection[str] = ()) -> Message:
@@ -147,12 +163,18 @@ def _said_place(*place: str | int | None) -> bytes:
 
 def _said_headers(headers: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return what the publisher has written, in an order of its own and without an id that is none."""
-    theirs = {
-        name: _said(value)
-        for name, value in headers.items()
-        if not (name in _BROKERS_OWN or name in _NOTES or name in _IDS or name.startswith((*_BROKERS_PREFIXES, NOTE)))
-    }
+    theirs = {name: _said(value) for name, value in headers.items() if not (_added(name) or name in _IDS)}
     return sorted(theirs.items())
+
+
+def is_note(name: str) -> bool:
+    """Say whether a header is one that choreo writes on a message that it sends once more, or on a dead letter."""
+    return name in _NOTES or name.startswith(NOTE)
+
+
+def _added(name: str) -> bool:
+    """Say whether a header is one that broker or choreo write on the way."""
+    return name in _BROKERS_OWN or is_note(name) or name.startswith(_BROKERS_PREFIXES)
 
 
 def _said(value: Any) -> Any:
@@ -171,8 +193,22 @@ def _said(value: Any) -> Any:
     return value
 
 
+def growth(message: Message) -> int:
+    """Return how many bytes of headers a retry of `message` may have more than it, at most."""
+    return sum(room for name, room in _ROOM.items() if name not in message.headers)
+
+
 def excess(headers: Mapping[str, Any]) -> str:
-    """Return what `headers` have more of than is read, in words; nothing when they keep the limits."""
+    """Return what `headers` have more of than is read, in words; nothing when they keep the limits.
+
+    What broker and choreo write on the way does not count: what was read once is read on every try.
+    """
+    if not _excess(headers):
+        return ""
+    return _excess({name: value for name, value in headers.items() if not (_added(name) or name in _IDS)})
+
+
+def _excess(headers: Mapping[str, Any]) -> str:
     if len(headers) > MAX_HEADERS:
         return f"the message has {len(headers)} headers, at most {MAX_HEADERS} are read"
     size, depth = measure(headers)

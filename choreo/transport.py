@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from choreo.errors import ChoreoError
 from choreo.message import DELIVERY_COUNT, Message
 from choreo.topology import Topology
+
+FRAME_MAX: Final = 131_072  # bytes, where the broker has no bound of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Refused:
 
     reason: Literal["returned", "missing", "rejected"]
     detail: str
+    over: int = 0  # bytes of its properties for which a frame has no room
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class Server:
 
     product: str
     version: str
+    frame_max: int = FRAME_MAX  # bytes; the properties of a message travel in one frame
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from choreo.cli.options import Output, OutputOption, Url, Yes
 from choreo.printable import visible
 
 if TYPE_CHECKING:
-    from choreo.operate.dlq import DeadLetterQueue, Look, Repair
+    from choreo.operate.dlq import DeadLetterQueue, Look
+    from choreo.operate.repair import Repair
     from choreo.settings import Settings
 
 T = TypeVar("T")
@@ -131,20 +132,26 @@ def replay(
     *,
     ids: IdOption = None,
     limit: LimitOption = None,
+    without_headers: Annotated[
+        bool,
+        typer.Option(
+            "--without-headers", help="Also those whose headers could not be read or kept: the events without them."
+        ),
+    ] = False,
     yes: Yes = False,
     output: OutputOption = Output.TEXT,
     url: Url = None,
 ) -> None:
     """Send dead letters to the agent that failed, and to no other. Without ids or --limit: all, after a question.
 
-    Each is taken out only when the broker has confirmed its copy. One that dies again comes back, and is not replayed
-    twice in one run.
+    Each goes as it came, byte for byte, and is taken out only when the broker has confirmed its copy. One that dies
+    again comes back, and is not replayed twice in one run.
     """
     ids = [*(named or ()), *(ids or ())]
     settings = _settings(agent, url)
     if not (ids or limit or yes):
         limit = _ask(settings, agent, "Replay {all} of {agent}?")
-    _repair(settings, agent, "replay", output, ids, limit)
+    _repair(settings, agent, "replay", output, ids, limit, incomplete=without_headers)
 
 
 @app.command("drop")
@@ -215,7 +222,16 @@ def _ask(settings: Settings, agent: str, question: str, limit: int | None = None
     return count
 
 
-def _repair(settings: Settings, agent: str, action: str, output: Output, ids: list[str], limit: int | None) -> None:
+def _repair(
+    settings: Settings,
+    agent: str,
+    action: str,
+    output: Output,
+    ids: list[str],
+    limit: int | None,
+    *,
+    incomplete: bool = False,
+) -> None:
     """Replay or drop, and say what was done. Raises what kept some or all of it from being done."""
     done = {"replay": "replayed", "drop": "dropped"}[action]
     count = 0
@@ -228,8 +244,9 @@ def _repair(settings: Settings, agent: str, action: str, output: Output, ids: li
             advance()
 
         def work(queue: DeadLetterQueue) -> Awaitable[Repair]:
-            act = queue.replay if action == "replay" else queue.drop
-            return act(limit=limit, ids=ids, progress=done_one)
+            if action == "replay":
+                return queue.replay(limit=limit, ids=ids, progress=done_one, incomplete=incomplete)
+            return queue.drop(limit=limit, ids=ids, progress=done_one)
 
         try:
             result = _with(settings, agent, work)

@@ -13,11 +13,11 @@ from choreo.in_process.host import Host
 from choreo.in_process.post import Post
 from choreo.message import Message
 from choreo.rabbit import decode, encode
-from choreo.transport import Confirmed, Publication, Refused, Unknown, nacked
+from choreo.transport import FRAME_MAX, Confirmed, Publication, Refused, Unknown, nacked
 
 GONE: Final = "the connection was lost before the confirmation"
 _REFUSALS: Final[dict[int, Literal["missing", "rejected"]]] = {404: "missing", 403: "rejected", 406: "rejected"}
-_LARGEST_HEADERS: Final = 131_072 - 20  # bytes: what one frame of RabbitMQ's usual size holds
+_LARGEST_HEADERS: Final = FRAME_MAX - 20  # bytes: what one frame of RabbitMQ's usual size holds
 _PERSISTENT: Final = 2
 
 _CONFIRMED: Final = Confirmed()
@@ -73,7 +73,8 @@ class Publishing:
         try:
             properties = _properties(message, exchange, routing_key)
         except (ValueError, TypeError, RecursionError, struct.error) as error:
-            each.end(Refused("rejected", f"it cannot be written: {error}"))
+            over = error.over if isinstance(error, encode.TooLongError) else 0
+            each.end(Refused("rejected", f"it cannot be written: {error}", over))
             return each.answer
         each.timer = self._loop.call_later(timeout, each.end, Unknown(f"no confirmation within {timeout:g} s"))
         self._unanswered[each] = None
@@ -135,7 +136,7 @@ def _properties(message: Message, exchange: str, routing_key: str) -> BasicPrope
     encode.short(routing_key)
     wire = encode.properties(message, message.message_id or new_id())
     if len(wire) > _LARGEST_HEADERS:
-        raise ValueError(f"its headers take {len(wire)} bytes, more than a frame holds")
+        raise encode.TooLongError(len(wire), FRAME_MAX, len(wire) - _LARGEST_HEADERS)
     read = decode.message(wire, b"")
     return BasicProperties(
         content_type=read.content_type,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Final
 
@@ -17,13 +16,12 @@ from choreo.errors import (
     ChoreoError,
     ConfigurationError,
     InvalidName,
-    PartlyDone,
     PublishFailed,
     UnknownAgent,
-    UsageError,
 )
 from choreo.message import Message
 from choreo.operate.hands import Hand, Hands
+from choreo.operate.repair import Failure, Repair
 from choreo.topology import Names, return_key
 from choreo.transport import Confirmed, Delivery, QueueStats, Session
 
@@ -46,6 +44,12 @@ class Letter:
     hand: Hand
 
 
+class _Incomplete(str):
+    """Why a letter is not replayed that could only be replayed in part."""
+
+    __slots__ = ()
+
+
 Act = Callable[[Letter], Awaitable[str | None]]
 
 
@@ -60,70 +64,6 @@ class Look:
     ready: int
     seen: int
     others: int
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A letter that could not be replayed and is still there, and why."""
-
-    id: str | None
-    topic: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.id or 'one without an id'} ({self.topic}): {self.reason}"
-
-
-@dataclass(slots=True)
-class Repair:
-    """What became of a replay or a drop. `wanted`: letters to do; `missing`: ids that were not found.
-
-    `ended`: what ended it early. Letters that are not `done` are still there. `again`: those that were replayed and had
-    died once more when the replay ended, with the error of each.
-    """
-
-    wanted: int
-    done: int = 0
-    failures: list[Failure] = field(default_factory=list)
-    missing: tuple[str, ...] = ()
-    ended: ChoreoError | None = None
-    again: list[Failure] = field(default_factory=list)
-    replayed: dict[str | None, datetime | None] = field(default_factory=dict)  # ids, each with when it had failed
-
-    def data(self) -> dict[str, Any]:
-        """Return it as a program wants to read it."""
-        return {
-            "done": self.done,
-            "not_done": self.wanted - self.done,
-            "failures": [{"id": each.id, "topic": each.topic, "reason": each.reason} for each in self.failures],
-            "missing": list(self.missing),
-            "died_again": [{"id": each.id, "topic": each.topic, "reason": each.reason} for each in self.again],
-        }
-
-    def check(self, done: str) -> None:
-        """Raise unless all is `done` ("replayed"): PartlyDone, or the cause when nothing was."""
-        if self.done == self.wanted and self.ended is None:
-            if self.again:
-                raise PartlyDone(
-                    f"{len(self.again)} of {self.done} {done} died again at once: {self.again[0]}",
-                    "they are dead letters again; fix what fails, start the agent anew, then replay them",
-                )
-            return
-        reasons = [*map(str, self.failures), *(f"{each}: no such letter was seen" for each in self.missing)]
-        if self.ended is not None:
-            reasons.append(self.ended.message)
-        why = "; ".join(reasons) or "somebody else holds them"
-        if self.done:
-            rest = "the rest is" if self.done < self.wanted else "the last ones may be"
-            text = f"{self.done} of {self.wanted} {done}, {rest} still there: {why}"
-            raise PartlyDone(text, "what is done stays done; choreo dlq list shows the rest")
-        if self.failures:
-            raise PublishFailed(f"nothing {done}: {why}", "everything is still there; look at choreo inspect queues")
-        if self.ended is not None:
-            raise self.ended
-        if self.missing:
-            raise UsageError(why, "choreo dlq list shows which there are")
-        raise ChoreoError(f"nothing {done}: {why}", "try again when nobody else looks at this queue")
 
 
 class DeadLetterQueue:
@@ -169,8 +109,18 @@ class DeadLetterQueue:
             seen = hands.taken
         return Look(tuple(search.letters), stats.ready, seen, stats.consumers)
 
-    async def replay(self, *, limit: int | None = None, ids: Sequence[str] = (), progress: Progress = bool) -> Repair:
-        """Send letters to this agent's queue and to no other agent's, each as on its first try.
+    async def replay(
+        self,
+        *,
+        limit: int | None = None,
+        ids: Sequence[str] = (),
+        progress: Progress = bool,
+        incomplete: bool = False,
+    ) -> Repair:
+        """Send letters to this agent's queue and to no other agent's, each as on its first try and as it was.
+
+        One whose headers could not be read, or had no room on the letter, is left there unless `incomplete`: then it
+        goes without them, and what was kept of them goes with it.
 
         The letters with `ids`, else the first `limit`, else all; but none that comes while this goes on, so that one
         that dies again is not replayed again. One after the other, and each is acknowledged only when its copy is
@@ -187,7 +137,8 @@ class DeadLetterQueue:
                 f"the queue {queue} does not exist, so nothing can be replayed to it",
                 f"start the agent, which makes it, then try again: choreo run {self.agent}",
             )
-        repair = await self._repair(self._send, REPLAYED_AT_ONCE, limit, ids, progress, bodies=True)
+        act = self._send if incomplete else self._send_whole
+        repair = await self._repair(act, REPLAYED_AT_ONCE, limit, ids, progress, bodies=True)
         if found.consumers and repair.done and repair.ended is None:
             await self._notice(repair, before.ready - repair.done)
         return repair
@@ -212,6 +163,11 @@ class DeadLetterQueue:
     async def drop(self, *, limit: int | None = None, ids: Sequence[str] = (), progress: Progress = bool) -> Repair:
         """Destroy letters: those with `ids`, else the first `limit`, else all; none that comes while this goes on."""
         return await self._repair(_nothing, DROPPED_AT_ONCE, limit, ids, progress, bodies=False)
+
+    async def _send_whole(self, letter: Letter) -> str | None:
+        """Replay one letter as it was, or not."""
+        missing = dead_letter.missing(letter.delivery.message)
+        return _Incomplete(missing) if missing else await self._send(letter)
 
     async def _send(self, letter: Letter) -> str | None:
         """Replay one letter. Return why it was not, or None."""
@@ -271,7 +227,7 @@ class DeadLetterQueue:
             except asyncio.CancelledError:
                 await one  # whoever interrupts this leaves no letter half done
                 raise
-            if len(repair.failures) == GIVE_UP:
+            if sum(not each.ours for each in repair.failures) == GIVE_UP:
                 repair.ended = PublishFailed(f"given up after {GIVE_UP} failures")
                 return
 
@@ -279,7 +235,8 @@ class DeadLetterQueue:
     async def _settle_one(hands: Hands, letter: Letter, act: Act, repair: Repair, progress: Progress) -> None:
         reason = await act(letter)
         if reason is not None:
-            repair.failures.append(Failure(letter.facts.id, letter.facts.topic, reason))
+            ours = isinstance(reason, _Incomplete)
+            repair.failures.append(Failure(letter.facts.id, letter.facts.topic, str(reason), ours))
             return
         await hands.settle(letter.hand, letter.delivery)
         repair.done += 1

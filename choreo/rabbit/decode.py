@@ -111,6 +111,7 @@ def _message(data: bytes, body: bytes) -> Message:  # noqa: C901, PLR0912 - one 
         priority,
         timestamp,
         unread,
+        data,
     )
 
 

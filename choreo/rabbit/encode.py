@@ -41,10 +41,19 @@ _texts: dict[str, str] = {}
 _numbers: dict[str, str] = {}
 
 
+class TooLongError(ValueError):
+    """Properties that have `over` bytes more than a frame holds."""
+
+    def __init__(self, size: int, frame_max: int, over: int) -> None:
+        super().__init__(f"its headers take {size} bytes, more than a frame of {frame_max} holds")
+        self.over = over
+
+
 def properties(message: Message, message_id: str | None) -> bytes:
     """Return flags and values, with `message_id` in place of the message's own.
 
-    Raises ValueError, TypeError, RecursionError and struct.error for what AMQP cannot say.
+    A message that came from the wire is written by `rewrite`. Raises ValueError, TypeError, RecursionError and
+    struct.error for what AMQP cannot say.
     """
     flags, values = _HEADERS | _DELIVERY_MODE, []
     if message.content_type is not None:

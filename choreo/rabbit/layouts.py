@@ -100,7 +100,7 @@ class Layout:
         # All else of a message is picked from the values that differ, the time, and what does not differ.
         others = [each.name for each in fields(Message)[2:]]
         self._others = attrgetter(*others)(replace(message, checked=True))
-        there = [""] * len(names) + properties + ["timestamp" if self._date else ""] + others
+        there = [""] * len(names) + properties + ["timestamp" if self._date else "", "raw"] + others
         self._picked = itemgetter(*map(there.index, others))
 
     def read(self, properties: bytes, text: str, body: bytes) -> Message | None:
@@ -115,7 +115,7 @@ class Layout:
         for name in self._numbers:
             headers[name] = ord(headers[name])
         time = moment(_U64.unpack_from(properties, self._date)[0]) if self._date else None
-        return Message(body, headers, *self._picked((*values, time, *self._others)))
+        return Message(body, headers, *self._picked((*values, time, properties, *self._others)))
 
 
 class Layouts:

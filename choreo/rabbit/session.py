@@ -31,6 +31,7 @@ from choreo.rabbit.lane import Lane
 from choreo.rabbit.sender import Sender
 from choreo.topology import Exchange, Queue, Topology
 from choreo.transport import (
+    FRAME_MAX,
     Delivery,
     OnDelivery,
     OnTimeout,
@@ -141,7 +142,9 @@ class RabbitSession:
         self._left: set[AbstractChannel] = set()  # channels that we close ourselves: the session goes on without them
         self.lost: asyncio.Future[ChoreoError] = asyncio.get_running_loop().create_future()
         properties = calls.underlay(consuming).server_properties
-        self.server = Server(str(properties.get("product", "unknown")), str(properties.get("version", "unknown")))
+        product, version = (str(properties.get(each, "unknown")) for each in ("product", "version"))
+        frame_max = calls.underlay(publishing).connection_tune.frame_max or FRAME_MAX
+        self.server = Server(product, version, frame_max)
 
     async def prepare(self) -> None:
         """Open the channel that publishes, and watch both connections."""

@@ -22,7 +22,7 @@ import structlog
 
 from choreo import clock, dead_letter, forks
 from choreo.agent import Agent
-from choreo.envelope import Envelope, open_envelope
+from choreo.envelope import SMALL, Envelope, open_envelope, require_room, returned_topic
 from choreo.errors import EnvelopeError, NotEmitted, PublishFailed
 from choreo.event import Event, declaration
 from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
@@ -205,12 +205,13 @@ class Courier:
         """Read envelope and event and find the reaction, once. Raises EnvelopeError with the dead letter's reason."""
         if case.envelope is not None and case.reaction is not None and case.event is not None:
             return case.envelope, case.reaction
-        opened = case.envelope
-        if opened is None:
+        if (opened := case.envelope) is None:
             message = case.delivery.message
-            case.topic = case.topic or str(message.headers.get(TOPIC, ""))
+            case.topic = case.topic or returned_topic(message)
             opened = case.envelope = open_envelope(message, case.topic, max_body=self.max_body)
             case.tries, case.first_failure = opened.attempt, opened.first_failure
+            if opened.attempt == 1 and len(message.raw or b"") > SMALL:
+                require_room(message, case.session.server.frame_max)
         reaction = case.reaction = self.agent.reaction_to(opened.topic)
         if reaction is None:
             raise EnvelopeError(
@@ -352,8 +353,8 @@ class Courier:
             result = await case.session.publish(message, exchange=exchange, routing_key=routing_key, timeout=_PATIENCE)
             if isinstance(result, Confirmed):
                 return
-            if isinstance(result, Refused) and result.reason == "rejected" and dead_letter.shorten(message):
-                continue  # the broker's frames are small: without its traceback it may fit
+            if isinstance(result, Refused) and result.over and dead_letter.shorten(message, result.over):
+                continue  # a frame has no room for all of a dead letter
             if case.session.lost.done():
                 break
             if isinstance(result, Refused) and result.reason != "rejected" and await self.heal(case.session):

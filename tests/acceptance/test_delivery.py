@@ -27,7 +27,7 @@ from choreo.dead_letter import DeadLetter
 from choreo.envelope import Envelope, seal
 from choreo.errors import BrokerUnreachable, PublishRefused, PublishUnknown, UsageError
 from choreo.event import Event, upcast
-from choreo.message import Message, Reason
+from choreo.message import MAX_HEADER_BYTES, MAX_HEADERS, Message, Reason
 from choreo.operate.dlq import DeadLetterQueue
 from choreo.rabbit import session as rabbit
 from choreo.reaction import Context
@@ -1215,6 +1215,27 @@ async def test_retry_keeps_what_is_the_users_and_drops_what_is_the_brokers(stage
     for name in ("body", "message_id", "correlation_id", "type", "app_id", "reply_to", "priority", "timestamp"):
         assert getattr(found, name) == getattr(message, name), name
     assert letter.attempts == 2
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{f"h{number}": "" for number in range(MAX_HEADERS)}, {"large": "x" * (MAX_HEADER_BYTES - 20)}],
+    ids=["many", "large"],
+)
+async def test_event_at_the_bounds_of_its_headers_has_all_its_tries(stage: Stage, headers: dict[str, Any]) -> None:
+    """What choreo and the broker write on it on the way does not count: who may run once may run again."""
+    payment = stage.agent(retry=Retry(on=Unreachable, attempts=3, wait=A_SECOND))
+    attempts: list[int] = []
+
+    @payment.on
+    async def charge(placed: Placed, ctx: Context) -> None:
+        attempts.append(ctx.attempt)
+        if ctx.attempt < 3:
+            raise Unreachable
+
+    await stage.play(payment)
+    await stage.send(Message(b'{"order": "1"}', headers=dict(headers)))
+    await eventually(lambda: attempts == [1, 2, 3], within=12, what="the third try")
 
 
 async def test_event_without_an_id_has_one_for_every_agent_and_every_try(stage: Stage) -> None:

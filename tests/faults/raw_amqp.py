@@ -226,30 +226,17 @@ def unpack(properties: bytes) -> dict[str, bytes]:
 
 def fields(table: bytes) -> dict[bytes, tuple[str, bytes]]:
     """Return the fields of a table by name: the letter of their type, and their bytes without a length."""
-    found = {}
+    return {name: (kind, content) for name, kind, content in listed(table)}
+
+
+def listed(table: bytes) -> list[tuple[bytes, str, bytes]]:
+    """Return the fields of a table in their order, also those whose name comes twice."""
+    found = []
     while table:
         name, rest = cut_short(table)
         kind, content, table = _cut_field(rest)
-        found[name] = kind, content
+        found.append((name, kind, content))
     return found
-
-
-def meaning(kind: str, content: bytes) -> object:
-    """Return what a field says: integers alike whatever their width, floats too, everything else with its type."""
-    form = FIELDS[kind]
-    if form is not None:
-        values = struct.unpack(form, content)
-        family = "integer" if kind in "bBsuIil" else "float" if kind in "fd" else kind
-        return family, values
-    if kind == "F":
-        return kind, {name: meaning(*field) for name, field in fields(content).items()}
-    if kind == "A":
-        items = []
-        while content:
-            inner, item, content = _cut_field(content)
-            items.append(meaning(inner, item))
-        return kind, items
-    return kind, content
 
 
 def _cut_field(data: bytes) -> tuple[str, bytes, bytes]:

@@ -16,7 +16,8 @@ from choreo.errors import (
     PublishFailed,
     UsageError,
 )
-from choreo.operate.dlq import Failure, Repair, check_name, readable
+from choreo.operate.dlq import check_name, readable
+from choreo.operate.repair import Failure, Repair
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from aiormq.abc import AbstractChannel
 
 from choreo.envelope import new_id
 from choreo.message import Message
-from choreo.rabbit import decode, encode
+from choreo.rabbit import decode, encode, rewrite
 from choreo.rabbit.lane import frames
 from choreo.rabbit.lane.deadlines import Deadlines
 from choreo.rabbit.lane.protocol import Lane
@@ -43,7 +43,9 @@ class _Publish:
 
     __slots__ = ("answer", "exchange", "frames", "message_id", "refusal", "routing_key", "size")
 
-    def __init__(self, answer: asyncio.Future[Publication], exchange: str, routing_key: str, message_id: str) -> None:
+    def __init__(
+        self, answer: asyncio.Future[Publication], exchange: str, routing_key: str, message_id: str | None
+    ) -> None:
         self.answer = answer
         self.exchange = exchange
         self.routing_key = routing_key
@@ -99,7 +101,9 @@ class Publishing:
         self, message: Message, *, exchange: str, routing_key: str, timeout: float, mandatory: bool
     ) -> asyncio.Future[Publication]:
         """Return the future answer to a publish, known after at most `timeout` seconds."""
-        each = _Publish(self._loop.create_future(), exchange, routing_key, message.message_id or new_id())
+        # One that came without an id goes on without: whoever derives an id from it derives the same as before.
+        own = message.message_id if message.raw is not None else message.message_id or new_id()
+        each = _Publish(self._loop.create_future(), exchange, routing_key, own)
         if self._ended is not None:
             each.end(Unknown(self._ended))
             return each.answer
@@ -107,7 +111,8 @@ class Publishing:
             each.size = len(message.body)
             each.frames = self._frames(each, message, mandatory=mandatory)
         except (ValueError, TypeError, RecursionError, struct.error) as error:
-            each.end(Refused("rejected", f"it cannot be written: {error}"))
+            over = error.over if isinstance(error, encode.TooLongError) else 0
+            each.end(Refused("rejected", f"it cannot be written: {error}", over))
             return each.answer
         deadlines = self._deadlines.get(timeout) or self._new_deadlines(timeout)
         deadlines.add(each)
@@ -184,9 +189,13 @@ class Publishing:
                 self._templates.clear()
             method = frames.method(self._number, frames.publish(each.exchange, each.routing_key, mandatory=mandatory))
             self._templates[key] = method
-        properties = encode.properties(message, each.message_id)
-        if len(properties) + _HEADER_OVERHEAD > self._frame_max:
-            raise ValueError(f"its headers take {len(properties)} bytes, more than a frame of {self._frame_max} holds")
+        if message.raw is not None:
+            properties = rewrite.properties(message)
+        else:
+            properties = encode.properties(message, each.message_id)
+        over = len(properties) + _HEADER_OVERHEAD - self._frame_max
+        if over > 0:
+            raise encode.TooLongError(len(properties), self._frame_max, over)
         return b"".join((method, *frames.content(self._number, properties, message.body, self._frame_max)))
 
     def _new_deadlines(self, timeout: float) -> Deadlines[_Publish]:
