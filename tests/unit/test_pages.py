@@ -28,9 +28,9 @@ def test_choreo_is_installed_from_where_it_is(path: Path):
 
 
 def test_the_wheel_has_the_name_of_the_page():
-    """`make build` makes the file that README installs."""
+    """`make build` makes the file that the page installs."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert f"dist/choreo-{version}-py3-none-any.whl" in (ROOT / "README.md").read_text()
+    assert f"dist/choreo-{version}-py3-none-any.whl" in (ROOT / "docs" / "deployment.md").read_text()
 
 
 def test_the_group_of_entry_points_is_on_the_page():
