@@ -22,6 +22,7 @@ _SYNC: Final = ("debug", "info", "warning", "warn", "error", "critical", "fatal"
 _LINES: Final = frozenset((*_SYNC, *(f"a{name}" for name in _SYNC)))
 _BINDING: Final = frozenset(("bind", "unbind", "try_unbind", "new"))
 
+_FILTER: Final = structlog.make_filtering_bound_logger(0).__module__
 _MOST_SAID: Final = 16
 
 _said: set[str] = set()  # in this process: nobody needs to read it for every line
@@ -55,24 +56,15 @@ class _Latest:
 class _Guarded:
     """Whatever of `logger` is called, an exception gets no further than here; KeyboardInterrupt, a person's, does."""
 
-    __slots__ = ("_awaited", "_enabled", "_logger")
+    __slots__ = ("_awaited", "_logger", "is_enabled_for")
 
     def __init__(self, logger: Any, *, awaited: bool) -> None:
         self._logger = logger
         self._awaited = awaited
-        self._enabled: Callable[[int], bool] | None = None
-
-    def is_enabled_for(self, level: int) -> bool:
-        """Say whether lines of `level` are written, as far as the logger knows; asked of it once where it is cheap."""
-        try:
-            if self._enabled is None:
-                self._enabled = _question(self._logger)
-            return self._enabled(level)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # noqa: BLE001 - see above
-            lost(error)
-            return True
+        # Asked for each delivery: structlog's own filter compares two numbers, and needs no guard [50 ns, else 220].
+        own = getattr(type(logger), "is_enabled_for", None)
+        asked = logger.is_enabled_for if getattr(own, "__module__", "") == _FILTER else _asking(logger)
+        self.is_enabled_for: Callable[[int], bool] = asked
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -113,6 +105,25 @@ class _Nothing:
 
 
 _NOTHING: Final = _Nothing()
+
+
+def _asking(logger: Any) -> Callable[[int], bool]:
+    """Return what says whether lines of a level are written, as far as `logger` knows."""
+    question: Callable[[int], bool] | None = None
+
+    def ask(level: int) -> bool:
+        nonlocal question
+        try:
+            if question is None:
+                question = _question(logger)
+            return question(level)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - see above
+            lost(error)
+            return True
+
+    return ask
 
 
 def _question(logger: Any) -> Callable[[int], bool]:

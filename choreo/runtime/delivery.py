@@ -134,7 +134,7 @@ class Courier:
         try:
             opened, reaction = self._open(case)
             arguments = (case.event, self._context(case, opened, reaction)) if reaction.takes_context else (case.event,)
-            if self.underway and (case.tries > 1 or case.delivery.redelivered):
+            if (case.tries > 1 or case.delivery.redelivered) and self.underway:
                 await self.underway.wait(opened, reaction)
             if reaction.in_thread:
                 goes_on = partial(self._goes_on, case, opened, reaction)
