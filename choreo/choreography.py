@@ -50,6 +50,11 @@ class KnownEvent:
     consumers: tuple[Reaction, ...]
 
     @property
+    def takers(self) -> tuple[Reaction, ...]:
+        """Those consumers that take it for what it is; whoever takes envelopes by a pattern only looks on."""
+        return tuple(each for each in self.consumers if each.consumes or self.topic in each.patterns)
+
+    @property
     def external(self) -> bool:
         """Whether it is declared to come from outside."""
         return self.kind is not None and declaration(self.kind).external
@@ -100,8 +105,8 @@ class Choreography:
 
     def findings(self) -> tuple[Finding, ...]:
         """Return everything that is wrong, loops first; empty when nothing is."""
-        unheard = (_unheard(each) for each in self.events if not (each.consumers or each.terminal))
-        unfed = (_unfed(each) for each in self.events if not (each.emitters or each.external))
+        unheard = (_unheard(each) for each in self.events if each.emitters and not (each.takers or each.terminal))
+        unfed = (_unfed(each) for each in self.events if each.takers and not (each.emitters or each.external))
         return (*map(_loop, self.loops()), *unheard, *unfed, *self._unfed_patterns())
 
     def loops(self) -> tuple[tuple[Step, ...], ...]:
@@ -260,10 +265,11 @@ def _loop(loop: tuple[Step, ...]) -> Finding:
 
 def _unheard(event: KnownEvent) -> Finding:
     kind = _name(event)
+    lookers = f"; {_listed(event.consumers)} only looks on, by a pattern" if event.consumers else ""
     return Finding(
         rule="unheard",
         severity="error",
-        message=f"{event.topic} is emitted by {_listed(event.emitters)}, and no agent takes it",
+        message=f"{event.topic} is emitted by {_listed(event.emitters)}, and no agent takes it{lookers}",
         where=event.emitters[0].where,
         hint=f"let an agent take it: @agent.on over a function of (event: {kind}); or declare that nobody "
         f"needs to: {_class_line(event, 'terminal')}",
@@ -274,8 +280,8 @@ def _unfed(event: KnownEvent) -> Finding:
     return Finding(
         rule="unfed",
         severity="warning",
-        message=f"{event.topic} is taken by {_listed(event.consumers)}, and no agent emits it",
-        where=event.consumers[0].where,
+        message=f"{event.topic} is taken by {_listed(event.takers)}, and no agent emits it",
+        where=event.takers[0].where,
         hint=f"let a reaction return it: -> {_name(event)}; or declare that it comes from outside: "
         f"{_class_line(event, 'external')}",
     )

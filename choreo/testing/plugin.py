@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from choreo.testing.rehearsal import Rehearsal
 
 _NO_RABBITMQ: Final = "no RabbitMQ"
+_DEAD: Final = "choreo dead letter"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,12 +72,20 @@ def pytest_pycollect_makeitem() -> Generator[None, Any, Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Fail a plain function that asks for a rehearsal and rehearses nothing: it has proven nothing."""
-    done = yield
-    begun = getattr(pyfuncitem.funcargs.get("rehearsal"), "begun", True)
+    """Fail what rehearses nothing, although it asks for it, and what leaves a dead letter that nobody has looked at."""
+    rehearsal: Any = pyfuncitem.funcargs.get("rehearsal")
+    try:
+        done = yield
+    except Exception:
+        _keep_unseen(pyfuncitem, rehearsal)
+        raise
+    begun = getattr(rehearsal, "begun", True)
     if not begun and "rehearsal" in inspect.signature(pyfuncitem.obj).parameters:
         coroutine = f"async def {pyfuncitem.originalname}(rehearsal)"
         pytest.fail(f"nothing was rehearsed: make it `{coroutine}`, or call rehearsal.run(scenario)", pytrace=False)
+    if unseen := _keep_unseen(pyfuncitem, rehearsal):
+        meant = "if that is meant, look at them: assert [each.reason for each in rehearsal.dead_letters] == [...]"
+        pytest.fail("\n".join([*unseen, meant]), pytrace=False)
     return done
 
 
@@ -106,7 +115,15 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly what was not tested: a green run without a broker proves less than it seems."""
+    """Say what died in rehearsals that failed, and loudly what was not tested: a green run then proves less."""
+    died = {
+        each: [value for name, value in each.user_properties if name == _DEAD] for each in _failed(terminalreporter)
+    }
+    if any(died.values()):
+        terminalreporter.write_sep("=", "dead letters of failed rehearsals")
+        for report, letters in died.items():
+            for letter in letters:
+                terminalreporter.write_line(f"{report.nodeid}\n  {letter}")
     skipped = [each for each in terminalreporter.stats.get("skipped", ()) if _NO_RABBITMQ in str(each.longrepr)]
     if skipped:
         terminalreporter.write_sep("!", f"{len(skipped)} TESTS DID NOT RUN: {_NO_RABBITMQ}", red=True, bold=True)
@@ -127,6 +144,22 @@ def _claim_agents(here: Path) -> None:
             importing.claim(folder)
     except ChoreoError:
         return  # not every project where pytest runs is one of choreo's; a rehearsal says what is wrong
+
+
+def _keep_unseen(item: pytest.Function, rehearsal: Any) -> list[str]:
+    """Return what died in a rehearsal without anybody looking at it; the summary at the end of the run says it too."""
+    unseen = getattr(rehearsal, "unseen", [])
+    if not unseen:
+        return []
+    from choreo.testing.letters import account
+
+    told = [account(each) for each in unseen]
+    item.user_properties += [(_DEAD, each) for each in told]
+    return told
+
+
+def _failed(terminalreporter: pytest.TerminalReporter) -> list[pytest.TestReport]:
+    return [each for each in terminalreporter.stats.get("failed", ()) if isinstance(each, pytest.TestReport)]
 
 
 def _is_coroutine(function: object) -> bool:

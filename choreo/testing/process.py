@@ -23,9 +23,11 @@ from choreo.errors import BrokerUnreachable
 from choreo.event import Event
 from choreo.reaction import Context, Reaction
 from choreo.runtime.calling import listed, unfolded
+from choreo.runtime.publisher import Publisher
 from choreo.runtime.worker import Worker
 from choreo.settings import Settings
 from choreo.testing.faults import Fates, Point
+from choreo.testing.loop import VirtualLoop
 from choreo.testing.record import Record
 from choreo.testing.watched import WatchedSession
 
@@ -47,6 +49,16 @@ class Stage:
     settings: Settings
     fates: Fates
     record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """What a rehearsal has once it has begun; `zero` is the time of the loop then."""
+
+    loop: VirtualLoop
+    zero: float
+    stage: Stage
+    publisher: Publisher
 
 
 class Process:

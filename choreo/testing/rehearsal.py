@@ -6,12 +6,11 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
 
-from choreo import clock, dead_letter, duration, in_process
+from choreo import clock, duration, in_process
 from choreo.dead_letter import DeadLetter
 from choreo.duration import Duration
 from choreo.embedded import QueueOk
@@ -19,12 +18,12 @@ from choreo.errors import FaultUnused, NotSettled, UsageError
 from choreo.event import Event, declaration
 from choreo.runtime.publisher import Publisher, Receipt
 from choreo.settings import Settings
-from choreo.testing import seeds
+from choreo.testing import letters, seeds
 from choreo.testing.bridge import bridged
 from choreo.testing.cast import Cast, agents_of, name_of
 from choreo.testing.faults import NONE, Fates, Faults, Point
 from choreo.testing.loop import VirtualLoop
-from choreo.testing.process import OWN, RESTART, Process, Stage
+from choreo.testing.process import OWN, RESTART, Play, Process, Stage
 from choreo.testing.record import Attempt, E, Emission, Hop, Record, declared, topic_named
 from choreo.testing.scenario import going, onward
 from choreo.topology import Names
@@ -32,16 +31,6 @@ from choreo.topology import Names
 BEGIN: Final = datetime(2030, 1, 1, tzinfo=UTC)  # when every rehearsal begins
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class _Play:
-    """What a rehearsal has once it has begun; `zero` is the time of the loop then."""
-
-    loop: VirtualLoop
-    zero: float
-    stage: Stage
-    publisher: Publisher
 
 
 class Rehearsal:
@@ -71,7 +60,9 @@ class Rehearsal:
         self._processes: dict[str, Process] = {}
         self._stack = AsyncExitStack()
         self._told = False
-        self._begun: _Play | None = None
+        self._seen: list[DeadLetter] = []
+        self._left: list[DeadLetter] = []
+        self._begun: Play | None = None
 
     # -- running it -----------------------------------------------------------------------------------------------
 
@@ -115,7 +106,7 @@ class Rehearsal:
         publisher = Publisher(
             self._settings, lambda: in_process.connect(host), source="rehearsal", start="await rehearsal.start(AGENT)"
         )
-        self._begun = _Play(loop, loop.time(), stage, publisher)
+        self._begun = Play(loop, loop.time(), stage, publisher)
         self._stack.enter_context(clock.told(lambda: self.now, loop.time))
         self._stack.enter_context(bridged(host, loop, self._settings.namespace))
         self._stack.callback(random.setstate, random.getstate())
@@ -134,6 +125,7 @@ class Rehearsal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         async with self._stack as stack:
+            stack.callback(self._take_stock)  # when all have stopped
             for process in self._processes.values():
                 stack.push_async_callback(process.stop if error is None else process.gone)
                 if error is not None:
@@ -317,11 +309,13 @@ class Rehearsal:
     @property
     def dead_letters(self) -> list[DeadLetter]:
         """What lies in the dead-letter queues now, by agent, the oldest first."""
-        return [
-            dead_letter.read(each, agent=agent)
-            for agent in self._processes
-            for each in in_process.look(self._play.stage.host, self._names.dlq(agent))
-        ]
+        self._seen = letters.lying(self._play.stage.host, self._names, self._processes)
+        return list(self._seen)
+
+    @property
+    def unseen(self) -> list[DeadLetter]:
+        """The dead letters that were left at the end and that nobody had looked at. The fixture fails with them."""
+        return [each for each in self._left if each not in self._seen]
 
     @property
     def faults(self) -> list[str]:
@@ -339,11 +333,14 @@ class Rehearsal:
         return declared(self._record.agents.values())
 
     def story(self) -> str:
-        """Return what a person needs to see it happen again: the seed, and everything that went wrong on purpose."""
+        """Return what a person needs to see it happen again: the seed, and what went wrong, on purpose or not."""
         lines = [f"rehearsal with seed {self.seed}, after {duration.text(round(self.elapsed, 3))}"]
-        return "\n  ".join([*lines, *self._record.faults])
+        return "\n  ".join([*lines, *self._record.faults, *map(letters.account, self._left)])
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _take_stock(self) -> None:
+        self._left = letters.lying(self._play.stage.host, self._names, self._processes)
 
     def _annotate(self, error: BaseException) -> None:
         """Put the story on what has ended it, once."""
@@ -352,7 +349,7 @@ class Rehearsal:
             error.add_note(self.story())
 
     @property
-    def _play(self) -> _Play:
+    def _play(self) -> Play:
         if self._begun is None:
             raise UsageError(
                 "the rehearsal has not begun",

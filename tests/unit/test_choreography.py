@@ -310,12 +310,31 @@ def test_a_terminal_event_need_not_be_heard() -> None:
     assert findings(end, agent("mail", function("tell", Closed))) == ()
 
 
-@pytest.mark.parametrize("pattern", ["#", "tcg.*", "tcg.paid"])
-def test_a_pattern_that_matches_hears(pattern: str) -> None:
-    """An auditor with an Envelope takes whatever its pattern matches."""
+@pytest.mark.parametrize("pattern", ["#", "tcg.#", "tcg.*", "*.paid"])
+def test_whoever_looks_on_by_a_pattern_takes_nothing(pattern: str) -> None:
+    """An auditor hides no event that nobody takes; the finding names it as one who looks on."""
     audit = Agent("audit")
     audit.on(pattern)(function("note", Envelope))
-    assert findings(agent("payment", function("charge", Placed, Paid)), audit) == ()
+    [found] = findings(agent("payment", function("charge", Placed, Paid)), audit)
+    assert (found.rule, found.severity) == ("unheard", "error")
+    assert found.message.endswith("no agent takes it; audit.note only looks on, by a pattern")
+
+
+def test_an_envelope_of_a_named_topic_is_taken() -> None:
+    """A bridge that names its topic takes it."""
+    bridge = Agent("bridge")
+    bridge.on("tcg.paid")(function("carry", Envelope))
+    assert findings(agent("payment", function("charge", Placed, Paid)), bridge) == ()
+
+
+def test_the_unfed_reaction_is_the_one_that_waits() -> None:
+    """Beside an auditor, whose name comes first, the finding is at the reaction that takes the event."""
+    audit = Agent("audit")
+    audit.on("tcg.#")(function("note", Envelope))
+    order = agent("order", function("close", Closed))
+    [found] = [each for each in findings(audit, order) if each.rule == "unfed"]
+    assert found.where == order.reactions[0].where
+    assert found.message.startswith("tcg.closed is taken by order.close, and")
 
 
 def test_a_pattern_over_a_union_hears_only_the_union() -> None:

@@ -245,3 +245,53 @@ def test_a_test_imports_the_projects_agents_and_no_installed_package_of_that_nam
     (pytester.path / "agents" / "greeter.py").write_text("# none of choreo's\n")
     test.write_text("import agents\n\ndef test_installed():\n    assert agents.INSTALLED\n")
     pytester.runpytest_subprocess(*PLUGIN, *ALONE).assert_outcomes(passed=1)
+
+
+DYING = """
+import till
+
+async def test_forgets(rehearsal):
+    await rehearsal.start(till)
+    await rehearsal.publish(till.Placed(order="17"))
+    await rehearsal.settled()
+
+async def test_fails(rehearsal):
+    await rehearsal.start(till)
+    await rehearsal.publish(till.Placed(order="18"))
+    await rehearsal.settled()
+    assert rehearsal.events()
+
+async def test_means_it(rehearsal):
+    await rehearsal.start(till)
+    await rehearsal.publish(till.Placed(order="19"))
+    await rehearsal.settled()
+    assert [each.reason for each in rehearsal.dead_letters] == ["failed"]
+"""
+
+
+def test_a_dead_letter_that_nobody_looked_at_fails_and_is_said_at_the_end(pytester: pytest.Pytester):
+    """The summary names what died, where in the user's code and why, below all that was logged."""
+    pytester.makepyfile(
+        till="""
+        from choreo import Agent, Event
+
+        class Placed(Event, topic="till.placed", external=True):
+            order: str
+
+        agent = Agent("till")
+
+        @agent.on
+        async def charge(placed: Placed) -> None:
+            raise ValueError("no such card")
+        """,
+        test_dying=DYING,
+    )
+    result = pytester.runpytest_subprocess(*PLUGIN, *ALONE)
+    result.assert_outcomes(passed=1, failed=2)
+    text = result.stdout.str()
+    summary = text.partition("dead letters of failed rehearsals")[2]
+    died = r"dead letter of till\.charge: till\.placed \w+ \(failed\) at till\.py:10: ValueError: no such card"
+    assert re.search(rf"test_dying\.py::test_forgets\n  {died}", summary), text
+    assert re.search(rf"test_dying\.py::test_fails\n  {died}", summary), text
+    assert "test_means_it" not in summary
+    assert "if that is meant, look at them" in text
