@@ -10,9 +10,10 @@ from choreo.embedded import arguments as queue_arguments
 from choreo.embedded.consumers import Consumer, Held, in_groups, refuse
 from choreo.embedded.declarations import Declarations
 from choreo.embedded.failure import AmqpError
-from choreo.embedded.message import REPLY_TO, Properties
+from choreo.embedded.message import REPLY_TO, Message, Properties
 from choreo.embedded.method import method
 from choreo.embedded.publishing import published
+from choreo.embedded.queues import Queue
 from choreo.embedded.replies import ReplyQueue, was_reply
 from choreo.embedded.sent import Ack, Consuming, Got, Nack, Returned, Sink
 from choreo.embedded.transaction import Publication, Transaction
@@ -97,17 +98,16 @@ class Channel(Declarations):
                 raise AmqpError(406, "fast reply consumer does not exist")
             properties = properties.replying_to(self._replies.name)
         message = published(exchange, routing_key, properties, body, self.connection.user)
-        publication = Publication(routing_key, message, broker.route(to, message), mandatory)
+        queues = broker.route(to, message)
         if self._transaction is not None:
-            self._transaction.publications.append(publication)
+            self._transaction.publications.append(Publication(routing_key, message, queues, mandatory))
             return
-        stored = self._deliver(publication)
+        stored = self._deliver(routing_key, message, queues, mandatory)
         if self._confirming:
             self.sink(Ack(self._published) if stored else Nack(self._published))
 
-    def _deliver(self, publication: Publication) -> bool:
+    def _deliver(self, routing_key: str, message: Message, queues: tuple[Queue, ...], mandatory: bool) -> bool:  # noqa: FBT001
         """Put a message into its queues, or return it; say whether all of them have taken it."""
-        routing_key, message, queues, mandatory = publication
         if mandatory and not queues and not any(was_reply(self.broker, key) for key in message.keys):
             self.sink(Returned(312, "NO_ROUTE", message.exchange, routing_key, message.properties, message.body))
         stored = True
@@ -128,7 +128,7 @@ class Channel(Declarations):
         """tx.commit: deliver, then settle. Errors: 406, also when a queue has refused a message; the rest is done."""
         transaction = self._in_transaction()
         self._transaction = Transaction()
-        stored = [self._deliver(each) for each in transaction.publications]
+        stored = [self._deliver(*each) for each in transaction.publications]
         for settle, held in transaction.settlements():
             settle(held)
         if not all(stored):

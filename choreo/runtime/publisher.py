@@ -32,6 +32,20 @@ class Receipt:
     correlation_id: str
 
 
+class _Process:
+    """This process. `generation`: another number in each that is forked; to ask for its own is a system call."""
+
+    generation = 0
+
+    @classmethod
+    def fork(cls) -> None:
+        """Note that this process is a child."""
+        cls.generation += 1
+
+
+os.register_at_fork(after_in_child=_Process.fork)
+
+
 class Publisher:
     """Publishes events, each confirmed by the broker. An asynchronous context manager; safe to share between tasks.
 
@@ -52,7 +66,8 @@ class Publisher:
         self._session: Session | None = None
         self._guard: AsyncGenerator[None, None] | None = None  # closes the session
         self._connecting = asyncio.Lock()
-        self._home: tuple[asyncio.AbstractEventLoop, int] | None = None  # loop and process that its sockets belong to
+        # The loop and the process, by generation and number, that its sockets belong to.
+        self._home: tuple[asyncio.AbstractEventLoop, int, int] | None = None
         self._entered = 0
         self._closed = False
 
@@ -83,17 +98,16 @@ class Publisher:
 
     def _be_home(self) -> None:
         """Raise UsageError where the session cannot be used: only its own loop reads its sockets."""
-        process = os.getpid()
         if self._closed:
             raise UsageError(
                 "this publisher is closed, its `async with` is over",
                 "publish within it, or enter it again",
             )
         if self._home is None:
-            self._home = asyncio.get_running_loop(), process
-        elif self._home[1] != process:
+            self._home = asyncio.get_running_loop(), _Process.generation, os.getpid()
+        elif self._home[1] != _Process.generation:
             raise UsageError(
-                f"this publisher belongs to process {self._home[1]}, which {process} was forked from",
+                f"this publisher belongs to process {self._home[2]}, which {os.getpid()} was forked from",
                 "open one in each process, after the fork: async with choreo.connect() as publisher",
             )
         elif self._home[0] is not asyncio.get_running_loop():
