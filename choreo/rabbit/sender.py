@@ -51,6 +51,11 @@ class Sender:
         """Call `callback` when the broker blocks publishers, and when it stops to; aiormq's channels do not tell."""
         self._on_blocked = callback
 
+    @property
+    def ended(self) -> str | None:
+        """What the broker said when it closed the connection; aiormq's channels may not tell."""
+        return self._lane.ended[1] if self._lane is not None and self._lane.ended is not None else None
+
     def end(self) -> None:
         """Answer whatever has no answer: the connection is gone."""
         self._unblocked.set()

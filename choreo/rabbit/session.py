@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -111,8 +112,7 @@ async def _connection(
         encoded=False,
     )
     connection = aio_pika.Connection(url, ssl_context=context, client_properties={"connection_name": name})
-    # Its constructor drops what it does not know.
-    connection.kwargs["transport_factory"] = lane if lane is not None else plain.Transports()
+    connection.kwargs["transport_factory"] = lane or plain.Transports()  # its constructor drops what it does not know
     try:
         await calls.answer(connection.connect(), broker.connection_timeout)
     except Exception as error:  # noqa: BLE001 - it is raised again, as what it means
@@ -154,6 +154,7 @@ class RabbitSession:
 
     async def declare(self, topology: Topology) -> None:
         """Declare `topology`, idempotently."""
+        await self._require_at_least_once(topology)
         channel = await calls.channel(self._publishing)
         try:
             for exchange in topology.exchanges:
@@ -178,6 +179,20 @@ class RabbitSession:
                     await calls.rpc(channel.exchange_bind(binding.destination, binding.source, binding.pattern))
         finally:
             await calls.quietly(channel.close())
+
+    async def _require_at_least_once(self, topology: Topology) -> None:
+        """Raise ConfigurationError where the broker would drop dead letters that it is told to keep; see `flag_off`."""
+        asking = next((each for each in topology.queues if "x-dead-letter-strategy" in each.arguments), None)
+        if asking is None or not re.match(r"3\.([0-9]|1[01])\.", self.server.version):
+            return
+        declare = (await calls.channel(self._publishing)).queue_declare
+        try:
+            stream = declare(f"{asking.name}.probe", durable=False, arguments={"x-queue-type": "stream"})
+            await calls.answer(stream, calls.RPC_TIMEOUT)
+        except amqp.ChannelPreconditionFailed:
+            return
+        except Exception as error:
+            raise translate.flag_off(f"{error} {self._sender.ended}") or translate.declaring(error) from error
 
     async def remove(self, topology: Topology) -> None:
         """Delete the queues of `topology`, with all that they hold, and its exchanges. What is gone is no error."""

@@ -324,3 +324,28 @@ def test_publisher_needs_no_more_than_to_write_to_events_and_delays(
         assert sent.returncode == 0, sent.stderr
     assert choreo("run", "desk", env=environment).returncode == 78, "it may declare nothing"
     node.ctl("delete_user", user)
+
+
+@pytest.mark.parametrize("lane", ["true", "false"])
+def test_broker_that_would_drop_dead_letters_is_refused(
+    lane: str,
+    project: Path,
+    choreo: Callable[..., subprocess.CompletedProcess[str]],
+    start_node: Callable[..., Node],
+    tmp_path: Path,
+    namespace: str,
+) -> None:
+    """Without the feature flag stream_queue, at-least-once dead-lettering is at-most-once, and nothing says so."""
+    folder = tmp_path / "without-streams"
+    folder.mkdir()
+    flags = "[quorum_queue,implicit_default_bindings,virtual_host_metadata,maintenance_mode_status,user_limits]"
+    (folder / "advanced.config").write_text(f"[{{rabbit,[{{forced_feature_flags_on_init,{flags}}}]}}].\n")
+    node = start_node(folder)
+    if not node.ctl("version").startswith(("3.10.", "3.11.")):
+        pytest.skip("later releases always have it")
+    (project / "agents" / "desk.py").write_text(AGENT)
+    environment = {"CHOREO_URL": node.url, "CHOREO_NAMESPACE": namespace, "CHOREO_LANE": lane}
+    refused = choreo("run", "desk", env=environment)
+    assert refused.returncode == 78, refused.stderr
+    assert "rabbitmqctl enable_feature_flag stream_queue" in refused.stderr
+    assert "Traceback" not in refused.stderr
