@@ -16,10 +16,11 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from choreo import frames, wire_schema
 from choreo.errors import EnvelopeError, UnreadableEvent
-from choreo.message import Reason
+from choreo.message import HIDDEN, MAX_TEXT, Reason
 from choreo.strict_json import require_strict
 from choreo.wire_keys import Schema, Unwritable
 
+_MASK: Final = "**********"
 UNPROVEN: Final = "_choreo_unproven"  # in the __dict__ of an event that was made without validation
 
 M = TypeVar("M", bound=BaseModel)
@@ -50,6 +51,12 @@ class Codec(Generic[M]):
     def schema(self) -> Schema:
         """The schema of what is written; see wire_schema.Wire."""
         return self._wire.schema
+
+    @property
+    def secret_keys(self) -> str:
+        """The keys of secrets as they stand in the header HIDDEN."""
+        keys = ",".join(sorted(self.secrets))
+        return keys if len(keys) <= MAX_TEXT and not any("," in each for each in self.secrets) else "*"
 
     def write(self, event: M) -> bytes:
         """Return `event` as the body of a message. Raises UnreadableEvent: its readers would read another one."""
@@ -139,6 +146,20 @@ def _require_json_schema(kind: type[BaseModel], field: str) -> None:
             "say what it is in JSON: Annotated[..., WithJsonSchema({'type': 'integer'})],"
             " or __get_pydantic_json_schema__ in its class",
         ) from error
+
+
+def masked(value: Any, headers: Mapping[str, Any]) -> Any:
+    """Return a body, as JSON values, as it may be shown: without the values that the header HIDDEN names."""
+    named = headers.get(HIDDEN)
+    return _masked(value, frozenset(named.split(","))) if isinstance(named, str) else value
+
+
+def _masked(value: Any, keys: frozenset[str]) -> Any:
+    if "*" in keys:
+        return _MASK
+    if isinstance(value, dict):
+        return {key: _MASK if key in keys else _masked(each, keys) for key, each in value.items()}
+    return [_masked(each, keys) for each in value] if isinstance(value, list) else value
 
 
 def difference(sent: Any, read: Any, path: str = "", *, sequences: bool, opaque: list[str]) -> str:

@@ -26,6 +26,7 @@ from choreo.message import (
     CE,
     CORRELATION,
     FIRST_FAILURE,
+    HIDDEN,
     HOPS,
     MAX_BODY,
     MAX_TEXT,
@@ -193,8 +194,9 @@ def seal(
     readers would read another event.
     """
     declared = declaration(event)
-    return enclose(
-        (event.__choreo_codec__ or codec(type(event))).write(event),
+    found = event.__choreo_codec__ or codec(type(event))
+    message = enclose(
+        found.write(event),
         declared.topic,
         declared.version,
         source=source,
@@ -203,6 +205,9 @@ def seal(
         cause=cause,
         siblings=siblings,
     )
+    if found.secrets:
+        message.headers[HIDDEN] = found.secret_keys
+    return message
 
 
 def enclose(

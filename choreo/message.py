@@ -27,6 +27,7 @@ CAUSATION: Final = "choreo-causation"
 HOPS: Final = "choreo-hops"
 TREE: Final = "choreo-tree"  # the product of how many events were emitted together at each hop; absent is 1
 VERSION: Final = "choreo-version"
+HIDDEN: Final = "choreo-secret"  # keys of the body, parted by commas, whose values no view shows; "*": all of it
 ATTEMPT: Final = "choreo-attempt"  # tries made before this delivery
 TOPIC: Final = "choreo-topic"  # the topic of an event that comes back from a delay or a replay
 FIRST_FAILURE: Final = "choreo-first-failure"

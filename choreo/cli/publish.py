@@ -213,10 +213,20 @@ def _plan(message: Message, delay: float) -> dict[str, Any]:
         **_receipt(message),
         "delay": delay,
         "headers": message.headers,
-        "body": json.loads(message.body),
+        "body": _shown(message),
     }
 
 
 def _plan_text(message: Message) -> str:
+    from choreo.message import HIDDEN
+
     headers = "".join(f"\n  {name}: {value}" for name, value in message.headers.items())
-    return f"{_receipt_text(message)}{headers}\n  {message.body.decode()}"
+    body = json.dumps(_shown(message), ensure_ascii=False) if HIDDEN in message.headers else message.body.decode()
+    return f"{_receipt_text(message)}{headers}\n  {body}"
+
+
+def _shown(message: Message) -> Any:
+    """Return the body without its secrets."""
+    from choreo.codec import masked
+
+    return masked(json.loads(message.body), message.headers)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from choreo import dead_letter
 from choreo.agent import NAME
+from choreo.codec import masked
 from choreo.dead_letter import DeadLetter
 from choreo.errors import (
     ChoreoError,
@@ -19,7 +20,7 @@ from choreo.errors import (
     PublishFailed,
     UnknownAgent,
 )
-from choreo.message import Message
+from choreo.message import HIDDEN, Message
 from choreo.operate.hands import Hand, Hands
 from choreo.operate.repair import Failure, Repair
 from choreo.topology import Names, return_key
@@ -311,7 +312,7 @@ def everything(letter: Letter) -> dict[str, Any]:
         "headers": dead_letter.revived(message, facts).headers,
         "size": len(facts.body),
         "is_json": is_json,
-        "body": body,
+        "body": masked(body, message.headers) if is_json else body if HIDDEN not in message.headers else "**********",
     }
 
 

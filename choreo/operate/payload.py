@@ -13,7 +13,7 @@ from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, ValidationEr
 from choreo.envelope import enclose
 from choreo.errors import EnvelopeError, PayloadError, UnknownTopic, UsageError
 from choreo.event import MAX_TOPIC, TOPIC, Event, codec, declaration, known
-from choreo.message import Message
+from choreo.message import HIDDEN, Message
 from choreo.strict_json import strict_json
 
 SOURCE: Final = "choreo-publish"  # what events published by hand say they come from
@@ -121,7 +121,10 @@ class Form:
     def message(self, body: bytes, *, event_id: str | None = None, correlation_id: str | None = None) -> Message:
         """Return a message with `body`, made by this form, to be published now."""
         version = declaration(self.kind).version if self.kind is not None else None
-        return enclose(body, self.topic, version, source=SOURCE, event_id=event_id, correlation_id=correlation_id)
+        message = enclose(body, self.topic, version, source=SOURCE, event_id=event_id, correlation_id=correlation_id)
+        if self.kind is not None and (keys := codec(self.kind).secret_keys):
+            message.headers[HIDDEN] = keys
+        return message
 
     def _valid(self, kind: type[Event], value: Any, data: bytes) -> bytes:
         try:

@@ -43,7 +43,7 @@ from pydantic_core import core_schema
 from typing_extensions import TypedDict
 
 from choreo import Event
-from choreo.codec import difference
+from choreo.codec import difference, masked
 from choreo.envelope import open_envelope, seal
 from choreo.errors import DeclarationError, EnvelopeError, PayloadError, UnreadableEvent
 from choreo.event import codec
@@ -602,3 +602,18 @@ def test_a_validator_may_raise_anything() -> None:
     assert caught.value.reason == "invalid"
     with pytest.raises(PayloadError, match=r"not a valid Picky .*a validator raised KeyError"):
         Form("test-codec.picky", Picky).body(b'{"item":"milk"}')
+
+
+def test_no_view_shows_a_secret() -> None:
+    """A message says which of its keys hold secrets; what is shown of it, and of its dead letter, has none of them."""
+    kind = declared(list[Secretive])
+    made = seal(kind.model_validate({"first": [{"token": "hush", "others": ["hush"]}]}), source="test")
+    form = Form("test-codec.made", kind)
+    typed = form.message(form.body(b'{"first": [{"token": "hush"}]}'))
+    for message in (made, typed):
+        assert b"hush" in message.body
+        assert message.headers["choreo-secret"] == "others,token"
+        assert "hush" not in json.dumps(masked(json.loads(message.body), message.headers))
+    assert masked({"first": 1}, {}) == {"first": 1}
+    assert masked({"first": 1}, {"choreo-secret": "*"}) == "**********"
+    assert "choreo-secret" not in seal(declared(str)(first="a"), source="test").headers  # type: ignore[call-arg]
