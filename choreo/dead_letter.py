@@ -41,7 +41,6 @@ _UNREAD: Final = NOTE + "headers"  # the bytes of headers that cannot be read
 _DROPPED: Final = NOTE + "dropped-headers"  # the names of headers that are not on the letter
 _KEPT: Final = (_UNREAD, _DROPPED)  # also on a replay: they are all that is left of what they tell of
 _NEEDED: Final = (TOPIC, FIRST_FAILURE, CE + "id", ASIDE, ORDER)
-_BROKERS_REASONS: Final = {"delivery_limit": Reason.CRASHED, "expired": Reason.UNCLAIMED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +157,15 @@ def missing(message: Message) -> str:
 def read(message: Message, *, agent: str) -> DeadLetter:
     """Return what is known of a message found in the dead-letter queue of `agent`.
 
-    One that choreo wrote tells all; one that the broker put there itself (delivery limit) tells what `x-death` says,
-    and has the id under which the reaction knew it.
+    One that choreo wrote tells all; one that the broker put there itself (delivery limit, time to live) tells what
+    `x-death` says, and has the id under which the reaction knew it.
     Never raises: whatever cannot be read is None.
     """
     headers = message.headers
     death = _broker_death(headers)
-    reason = headers.get(NOTE + "reason")
+    reason, error = headers.get(NOTE + "reason"), _said(headers.get(NOTE + "error"))
     if reason is None:
-        reason = _BROKERS_REASONS.get(str(death.get("reason")), death.get("reason", "unknown"))
+        reason, error = _brokers_reason(death, agent)
     topic = _text(headers.get(TOPIC)) or _original_key(death) or _text(message.type) or ""
     return DeadLetter(
         id=_text(headers.get(CE + "id")) or _text(message.message_id) or _derived(message, topic),
@@ -174,7 +173,7 @@ def read(message: Message, *, agent: str) -> DeadLetter:
         agent=_text(headers.get(NOTE + "agent")) or agent,
         reason=str(reason),
         error_type=_text(headers.get(NOTE + "error-type")),
-        error=_said(headers.get(NOTE + "error")),
+        error=error,
         traceback=_said(headers.get(NOTE + "traceback")),
         reaction=_text(headers.get(NOTE + "reaction")),
         attempts=_number(headers.get(NOTE + "attempts")),
@@ -280,6 +279,18 @@ def _derived(message: Message, topic: str) -> str | None:
 def _broker_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
     deaths = headers.get("x-death")
     return deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
+
+
+def _brokers_reason(death: Mapping[str, Any], agent: str) -> tuple[str, str | None]:
+    """Return why the broker has dead-lettered a message of `agent`, as a reason and in words."""
+    reason, queue = str(death.get("reason", "unknown")), _text(death.get("queue")) or ""
+    if reason == "delivery_limit":
+        return Reason.CRASHED, None
+    if reason != "expired":
+        return reason, None
+    if queue.endswith((f".{agent}", f".{agent}.retry")):
+        return Reason.EXPIRED, f"nobody has read it in {queue} before its time to live was over"
+    return Reason.UNCLAIMED, f"its time in {queue} was over, and the queue that it was for was gone" if queue else None
 
 
 def _original_key(death: Mapping[str, Any]) -> str | None:

@@ -82,7 +82,8 @@ class Reason(StrEnum):
     OVERDUE = "overdue"  # the broker took it back again and again while its reaction ran
     STALLED = "stalled"  # its reaction kept the process from its heartbeats, again and again
     CRASHED = "crashed"  # written by the broker: its delivery limit was reached
-    UNCLAIMED = "unclaimed"  # written by the broker: back from a delay, its queue was gone
+    EXPIRED = "expired"  # written by the broker: nobody has read it in its queue before its time to live was over
+    UNCLAIMED = "unclaimed"  # back from a delay: its queue was gone, or nobody was bound to a scheduled event
 
 
 class FarTime(int):

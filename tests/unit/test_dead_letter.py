@@ -151,6 +151,26 @@ def test_a_message_that_the_broker_gave_up_is_read_from_its_x_death() -> None:
     assert (read.last_failure, read.attempts, read.error) == (FIRST, 0, None)
 
 
+@pytest.mark.parametrize(
+    ("queue", "reason"),
+    [
+        ("choreo.payment", "expired"),
+        ("choreo.payment.retry", "expired"),
+        ("choreo.delay.0", "unclaimed"),
+        ("choreo.shop-payment", "unclaimed"),
+        (None, "unclaimed"),
+    ],
+)
+def test_what_expired_in_the_agents_own_queue_is_not_what_found_no_queue(queue: str | None, reason: str) -> None:
+    """A time to live in a queue that was there is `expired`, and the letter names the queue; back from a delay without
+    one, it is `unclaimed`. Only the latest death counts."""
+    latest = {"reason": "expired", "queue": queue, "time": FIRST, "routing-keys": ["order.placed"]}
+    earlier = latest | {"queue": "choreo.delay.3"}
+    read = dead_letter.read(Message(b"{}", {"x-death": [latest, earlier]}), agent="payment")
+    assert read.reason == reason
+    assert queue is None or queue in str(read.error)
+
+
 def test_the_topic_of_a_retried_message_is_the_one_it_was_sent_with() -> None:
     """After a retry the routing key is that of the way back; the header still knows the topic."""
     death = {"reason": "delivery_limit", "routing-keys": ["0.1.agent.payment"]}
