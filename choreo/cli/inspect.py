@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from choreo.transport import Session
 
 AGENTS = ("agent", "state", "ready", "consumers", "dead", "consumes", "emits", "retry")
+_PASSED = ("delay", "retry")  # empty ones say nothing
 QUEUES = ("queue", "agent", "kind", "ready", "consumers", "state")
 _WORDS = ("agents", "queues", "bindings")
 BINDINGS = ("source", "pattern", "destination", "agent")
@@ -156,7 +157,7 @@ def _look_at_queues(agents: Sequence[str], names: Names, management: Management 
 
     async def look(session: Session) -> Page:
         snapshot = await queues.look(session, agents, names, management)
-        rows = [row for row in snapshot.rows() if everything or row["kind"] != "delay" or row["ready"]]
+        rows = [row for row in snapshot.rows() if everything or row["kind"] not in _PASSED or row["ready"]]
         return Page(rows, QUEUES + (queues.DETAILS if snapshot.detailed else ()), "no queues", notes=snapshot.notes)
 
     return look

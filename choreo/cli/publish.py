@@ -52,7 +52,14 @@ def publish(
         str | None,
         typer.Option("--rate", metavar="NUMBER", help="At most so many events per second: 50, or 0.5."),
     ] = None,
-    delay: Annotated[str | None, typer.Option("--delay", metavar="TIME", help="Deliver later: 30s, 5m, 2h.")] = None,
+    delay: Annotated[
+        str | None,
+        typer.Option(
+            "--delay",
+            metavar="TIME",
+            help="Deliver later, to whoever is bound then: 30s, 5m, 2h. If nobody is: choreo dlq list unclaimed.",
+        ),
+    ] = None,
     correlation_id: Annotated[
         str | None, typer.Option("--correlation-id", metavar="ID", help="The transaction that it belongs to.")
     ] = None,

@@ -23,7 +23,7 @@ from choreo.errors import (
 from choreo.message import HIDDEN, Message
 from choreo.operate.hands import Hand, Hands
 from choreo.operate.repair import Failure, Repair
-from choreo.topology import Names, return_key
+from choreo.topology import Names, replay_key
 from choreo.transport import Confirmed, Delivery, QueueStats, Session
 
 REPLAYED_AT_ONCE: Final = 100  # letters of one hand, in memory with their bodies
@@ -175,7 +175,7 @@ class DeadLetterQueue:
         result = await self._session.publish(
             dead_letter.revived(letter.delivery.message, letter.facts),
             exchange=self._names.retry,
-            routing_key=return_key(self.agent),
+            routing_key=replay_key(self.agent),
             timeout=self._publish_timeout,
         )
         return None if isinstance(result, Confirmed) else result.detail

@@ -5,8 +5,8 @@ The states of a queue:
     missing       the broker has no such queue: its agent has never run here
     running       a work queue that somebody consumes from
     no consumer   a work queue that nobody consumes from
-    empty         a dead-letter queue or a delay with nothing in it
-    waiting       a dead-letter queue or a delay that holds messages
+    empty         a dead-letter queue, a queue of retries or a delay with nothing in it
+    waiting       a dead-letter queue, a queue of retries or a delay that holds messages
 
 The management API may say more of a queue that is in trouble: down, minority, crashed. Its word then stands there.
 """
@@ -26,6 +26,7 @@ from choreo.topology import UNCLAIMED, Binding, Names, QueueKind, Topology
 from choreo.transport import QueueStats, Session
 
 DETAILS: Final = ("unacked", "publish_rate", "deliver_rate", "ack_rate", "memory")
+_KINDS: Final[tuple[QueueKind, ...]] = ("work", "retry", "dlq")  # of the queues of an agent
 NO_RETRY: Final = "none: a failure is final"
 
 _DANGERS: Final = {
@@ -89,7 +90,11 @@ async def look(session: Session, agents: Iterable[str], names: Names, management
         queue.name: (queue.kind, queue.agent) for queue in Topology.of([], names.namespace).queues
     }
     for agent in agents:
-        ours |= {names.queue(agent): ("work", agent), names.dlq(agent): ("dlq", agent)}
+        ours |= {
+            names.queue(agent): ("work", agent),
+            names.retries(agent): ("retry", agent),
+            names.dlq(agent): ("dlq", agent),
+        }
     everything = ours | {name: place(names, name) for name in sorted(details) if name not in ours}
     # One after the other, a millisecond each: aiormq, asked for several at once of which some are missing, opens a
     # channel number that is still closing, and the broker ends the connection [measured: aiormq 7.2.4].
@@ -144,8 +149,10 @@ def state(kind: QueueKind, stats: QueueStats | None, detail: QueueDetail | None 
 def place(names: Names, queue: str) -> tuple[QueueKind, str | None]:
     """Return what a queue of the namespace is by its name, and whose: one that no agent of this project declares."""
     rest = queue.removeprefix(f"{names.namespace}.")
-    if rest.startswith("delay.") and rest.removeprefix("delay.").isdecimal():
+    if queue == names.due or (rest.startswith("delay.") and rest.removeprefix("delay.").isdecimal()):
         return "delay", None
+    if rest.endswith(".retry"):
+        return "retry", rest.removesuffix(".retry")
     if queue == names.dlq(UNCLAIMED):
         return "dlq", None
     if rest.endswith(".dlq"):
@@ -192,7 +199,7 @@ async def portrait(
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return everything about one agent, and notes on what could not be had."""
     snapshot = await look(session, [agent.name], names, management)
-    queues = [snapshot.of(agent.name, "work"), snapshot.of(agent.name, "dlq")]
+    queues = [snapshot.of(agent.name, kind) for kind in _KINDS]
     data = overview(agent, snapshot) | {
         "retry": policy(agent.retry),
         "max_hops": agent.max_hops,

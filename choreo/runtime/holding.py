@@ -15,6 +15,8 @@ LONGEST_HOLD: Final = 28 * 60.0
 BROKERS_OWN: Final = 30 * 60.0  # seconds, what a broker waits unless it is told otherwise
 _SPARE: Final = 60.0  # seconds asked for besides what reactions take: what follows from them has to be stored
 
+_RETRIES: Final = 8  # for so many deliveries of an agent's queue, one of its retries may be held
+
 _logger = get_logger()
 
 
@@ -47,11 +49,23 @@ def needed(longest: float) -> float:
     return max(BROKERS_OWN, max(LONGEST_HOLD, longest) + longest + _SPARE)
 
 
-def limits(agent: Agent, settings: Settings) -> tuple[int, float]:
-    """Return how many deliveries `agent` may hold, which is the setting or fewer, and what the broker is asked for."""
+def shares(prefetch: int, concurrency: int, longest: float) -> tuple[int, int]:
+    """Return how many deliveries an agent may hold of its queue and of its queue for retries, together `affordable`.
+
+    What comes back has a share of its own, so that it does not wait behind a long queue. Where no more is affordable
+    than can run at once, the few retries come on top.
+    """
+    retries = max(1, prefetch // _RETRIES)
+    total = affordable(prefetch + retries, concurrency, longest)
+    retries = min(retries, max(1, total // _RETRIES))
+    return min(prefetch, max(concurrency, total - retries)), retries
+
+
+def limits(agent: Agent, settings: Settings) -> tuple[int, int, float]:
+    """Return how many deliveries `agent` may hold, which is the setting or fewer, and retries; and for how long."""
     longest = max((longest_way(each, settings.publish_timeout) for each in agent.reactions), default=0.0)
-    found = affordable(settings.prefetch, settings.concurrency, longest)
+    found, retries = shares(settings.prefetch, settings.concurrency, longest)
     if found < settings.prefetch:
         why = f"a delivery may take {longest:g} s, and the broker takes back what is held for half an hour"
         _logger.info("prefetch narrowed", agent=agent.name, prefetch=found, setting=settings.prefetch, why=why)
-    return found, needed(longest)
+    return found, retries, needed(longest)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final, NoReturn
 
 from choreo.errors import BrokerUnreachable, ChoreoError
+from choreo.runtime.due import DueEvents
 from choreo.runtime.window import Window
 from choreo.transport import Session
 
@@ -18,7 +19,7 @@ PATIENCE: Final = 5.0  # seconds for an answer
 
 
 async def watch(
-    session: Session, windows: Sequence[Window], period: float = PERIOD, patience: float = PATIENCE
+    session: Session, windows: Sequence[Window | DueEvents], period: float = PERIOD, patience: float = PATIENCE
 ) -> NoReturn:
     """Look after `windows` until one of them is deaf, and raise BrokerUnreachable that says which and why.
 

@@ -20,8 +20,8 @@ from choreo.rabbit import session as rabbit
 from choreo.retry import LONGEST_DELAY
 from choreo.runtime.emission import too_large
 from choreo.settings import Settings, load
-from choreo.topology import Names, schedule_key
-from choreo.transport import Confirmed, Connect, Refused, Session, diversion
+from choreo.topology import Names, older_schedule_key, schedule_key
+from choreo.transport import Confirmed, Connect, Publication, Refused, Session, diversion
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +127,11 @@ class Publisher:
         """Publish `event`, and return when the broker has stored it for every agent that listens.
 
         `correlation_id`: the transaction it belongs to, its own if none is named. `event_id`: an id that is the same
-        when the caller publishes again after an unknown outcome. `delay`: until it is delivered; whole seconds, at most
-        12 days. Raises PublishRefused (nobody listens, it is larger than `max_body`, or the broker will never take it),
-        PublishUnknown (no answer within `publish_timeout`, the connection was lost, or a queue could not take it, which
-        others may have), BrokerUnreachable.
+        when the caller publishes again after an unknown outcome. `delay`: until it is delivered to whoever is bound
+        then; whole seconds, at most 12 days; if nobody is, it becomes a dead letter (`unclaimed`). Raises
+        PublishRefused (nobody listens, it is larger than `max_body`, or the broker will never take it), PublishUnknown
+        (no answer within `publish_timeout`, the connection was lost, or a queue could not take it, which others may
+        have), BrokerUnreachable.
         """
         message = seal(event, source=self._source, event_id=event_id, correlation_id=correlation_id)
         await self.send(message, declaration(event).topic, delay=delay)
@@ -145,10 +146,7 @@ class Publisher:
         session = self._session
         if session is None or session.lost.done():
             session = await self._live()
-        exchange, key = (self._names.delay, schedule_key(topic, pause)) if pause else (self._names.events, topic)
-        timeout = self._settings.publish_timeout
-        result = await session.publish(message, exchange=exchange, routing_key=key, timeout=timeout)
-        match result:
+        match result := await self._publish(session, message, topic, pause):
             case Confirmed():
                 return
             case Refused("returned" | "missing"):
@@ -167,6 +165,19 @@ class Publisher:
                     f"{topic} {message.message_id} may or may not be stored: {result.detail}",
                     f"publish it again with the same id if a second copy does no harm{look}",
                 )
+
+    async def _publish(self, session: Session, message: Message, topic: str, pause: int) -> Publication:
+        timeout = self._settings.publish_timeout
+        if not pause:
+            return await session.publish(message, exchange=self._names.events, routing_key=topic, timeout=timeout)
+        result: Publication = Refused("returned", "")
+        for key in (schedule_key, older_schedule_key):  # the older one, where only older workers have run so far
+            if isinstance(result, Refused) and result.reason == "returned":
+                routing_key = key(topic, pause)
+                result = await session.publish(
+                    message, exchange=self._names.delay, routing_key=routing_key, timeout=timeout
+                )
+        return result
 
     def _mend(self, topic: str) -> str:
         """Return what to do when nobody listens to `topic`."""

@@ -22,6 +22,7 @@ from choreo.logger import get_logger
 from choreo.runtime import backoff, lifespan, lookout
 from choreo.runtime.delivery import Counters, Courier
 from choreo.runtime.drainers import Drainers, Slice
+from choreo.runtime.due import DueEvents
 from choreo.runtime.healing import Healer, report_gone
 from choreo.runtime.holding import limits
 from choreo.runtime.rounds import cause_of_loss
@@ -31,7 +32,7 @@ from choreo.runtime.threads import threads
 from choreo.runtime.window import Turns, Window
 from choreo.settings import Settings
 from choreo.topology import Names, Topology
-from choreo.transport import Connect, Session
+from choreo.transport import Connect, Delivery, Session
 
 _SAID: Final = 16  # attempts that are each said while nobody answers; after them, one in so many
 _LOOK: Final = 1.0  # seconds for the question whether the queues are still there
@@ -57,11 +58,18 @@ class Worker:
     """Runs `agents` until it is told to stop.
 
     `connect` opens a session with the broker. `state`, and `status` in words, tell the truth at any time; `watch` calls
-    back on each change. `look_every`: seconds between two looks at whether the broker still delivers.
+    back on each change. `look_every`: seconds between two looks at whether the broker still delivers. `publishes_due`:
+    whether it takes part in publishing scheduled events whose time has come.
     """
 
     def __init__(
-        self, agents: Sequence[Agent], settings: Settings, connect: Connect, look_every: float = lookout.PERIOD
+        self,
+        agents: Sequence[Agent],
+        settings: Settings,
+        connect: Connect,
+        look_every: float = lookout.PERIOD,
+        *,
+        publishes_due: bool = True,
     ) -> None:
         self.agents = tuple(agents)
         self.state = State.STARTING
@@ -74,14 +82,16 @@ class Worker:
         brokers = settings.brokers()
         self._addresses, self._heartbeat = ", ".join(each.address for each in brokers), brokers[0].heartbeat
         self._names = Names(settings.namespace)
+        self._queues = ", ".join(self._names.queue(agent.name) for agent in self.agents)
         self._topology = Topology.of(self.agents, settings.namespace)
         self._healer = Healer(self._topology, Topology.of((), settings.namespace))
         self._waits = ""  # why publishes wait, in the words of `status`
         self._drainers: dict[str, Drainers] = {}
         self._slice = Slice()
         self._look_every = look_every
+        self._publishes_due = publishes_due
         self._looking: asyncio.Task[None] | None = None
-        self._windows: list[Window] = []  # of the session at hand
+        self._windows: list[Window | DueEvents] = []  # of the session at hand
         self._limits = {agent.name: limits(agent, settings) for agent in self.agents}
         self._draining_since: float | None = None  # a time of the loop
         self._stop = asyncio.Event()
@@ -220,8 +230,10 @@ class Worker:
 
     async def _live_session(self) -> Session:
         session = await self._connect()
-        turns = Turns(len(self.agents))
-        self._windows = [self._window(session, agent, turns) for agent in self.agents]
+        turns = Turns(2 * len(self.agents))
+        self._windows = [each for agent in self.agents for each in self._windows_of(agent, session, turns)]
+        if self._publishes_due:
+            self._windows.append(DueEvents(session, self._names))
         self._waits = ""
         session.watch_blocked(self._blocked)
         try:
@@ -267,21 +279,16 @@ class Worker:
     def _consuming(self) -> str:
         return f"consuming from {self._queues}"
 
-    @property
-    def _queues(self) -> str:
-        return ", ".join(each.queue for each in self._windows)
-
-    def _window(self, session: Session, agent: Agent, turns: Turns) -> Window:
+    def _windows_of(self, agent: Agent, session: Session, turns: Turns) -> list[Window]:
         drainers = self._drainers[agent.name]
-        return Window(
-            session,
-            self._names.queue(agent.name),
-            self._limits[agent.name][0],
-            turns,
-            on_delivery=lambda delivery: drainers.arrived.put((session, delivery)),
-            hold=self._limits[agent.name][1],
-            end=drainers.courier.waits.end,
-        )
+        found, retries, hold = self._limits[agent.name]
+        both = (self._names.queue(agent.name), found), (self._names.retries(agent.name), retries)
+
+        def arrived(delivery: Delivery) -> None:
+            drainers.arrived.put((session, delivery))
+
+        end = drainers.courier.waits.end
+        return [Window(session, queue, prefetch, turns, arrived, hold=hold, end=end) for queue, prefetch in both]
 
     async def _sleep(self, seconds: float) -> None:
         await first_of(self._stop, timeout=seconds)

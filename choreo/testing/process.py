@@ -23,6 +23,7 @@ from choreo.errors import BrokerUnreachable
 from choreo.event import Event
 from choreo.reaction import Context, Reaction
 from choreo.runtime.calling import listed, unfolded
+from choreo.runtime.due import DueEvents
 from choreo.runtime.publisher import Publisher
 from choreo.runtime.worker import Worker
 from choreo.settings import Settings
@@ -30,6 +31,7 @@ from choreo.testing.faults import Fates, Point
 from choreo.testing.loop import VirtualLoop
 from choreo.testing.record import Record
 from choreo.testing.watched import WatchedSession
+from choreo.topology import Names, Topology
 
 RESTART: Final = 1.0  # seconds until a supervisor has started a process anew
 _NEVER: Final = 1e9  # seconds: nobody loses a consumer here
@@ -154,7 +156,7 @@ class _Life:
         self._session: WatchedSession | None = None
         self._ready = asyncio.Event()
         acting = agent.rewired(self._watched, lifespan)
-        self.worker = Worker([acting], stage.settings, self._connect, look_every=_NEVER)
+        self.worker = Worker([acting], stage.settings, self._connect, look_every=_NEVER, publishes_due=False)
         self.worker.watch(lambda worker: self._ready.set() if worker.ready else None)
         self.running = asyncio.create_task(self.worker.run(), name=f"process of {agent.name}")
 
@@ -216,6 +218,19 @@ class _Call:
         self._record.ended(self._attempt, self._reaction, error)
         if error is None and not self._life.passes(Point.DONE, self._ctx.topic):
             raise Killed
+
+
+@asynccontextmanager
+async def publishing_due(host: in_process.Host, names: Names) -> AsyncIterator[None]:
+    """Publish scheduled events when their time has come, as any worker does: none of the agents need be up for it."""
+    session = await in_process.connect(host)
+    try:
+        await session.declare(Topology.of([], names.namespace))
+        due = DueEvents(session, names)
+        await due.open()
+        yield
+    finally:
+        await session.close()
 
 
 def _around(reaction: Reaction, life: _Life) -> Callable[..., Any]:

@@ -23,7 +23,7 @@ from choreo.testing.bridge import bridged
 from choreo.testing.cast import Cast, agents_of, name_of
 from choreo.testing.faults import NONE, Fates, Faults, Point
 from choreo.testing.loop import VirtualLoop
-from choreo.testing.process import OWN, RESTART, Play, Process, Stage
+from choreo.testing.process import OWN, RESTART, Play, Process, Stage, publishing_due
 from choreo.testing.record import Attempt, E, Emission, Hop, Record, declared, topic_named
 from choreo.testing.scenario import going, onward
 from choreo.topology import Names
@@ -102,11 +102,10 @@ class Rehearsal:
             latency=self._fates.latency if self._fates.faults.latency else None,
             answered=self._record.answered,
         )
-        stage = Stage(host, self._settings, self._fates, self._record)
         publisher = Publisher(
             self._settings, lambda: in_process.connect(host), source="rehearsal", start="await rehearsal.start(AGENT)"
         )
-        self._begun = Play(loop, loop.time(), stage, publisher)
+        self._begun = Play(loop, loop.time(), Stage(host, self._settings, self._fates, self._record), publisher)
         self._stack.enter_context(clock.told(lambda: self.now, loop.time))
         self._stack.enter_context(bridged(host, loop, self._settings.namespace))
         self._stack.callback(random.setstate, random.getstate())
@@ -114,6 +113,7 @@ class Rehearsal:
         self._stack.callback(host.close)
         self._stack.push_async_exit(publisher)
         try:
+            await self._stack.enter_async_context(publishing_due(host, self._names))
             if self._cast:
                 await self.start(*self._cast)
         except BaseException as error:
@@ -376,8 +376,8 @@ class Rehearsal:
             process.check()
         self._play.stage.host.catch_up()
         left = [f"{name} starts anew" for name, each in self._processes.items() if not (each.down or each.ready)]
-        down = {self._names.queue(name) for name, process in self._processes.items() if process.down}
-        watched = {self._names.queue(name) for name in self._processes} - down
+        up = [name for name, process in self._processes.items() if not process.down]
+        watched = {queue(name) for name in up for queue in (self._names.queue, self._names.retries)}
         for queue in self._play.stage.host.broker.queues():
             if queue.queue in watched or queue.queue.startswith(f"{self._names.delay}."):
                 left += self._held(queue)

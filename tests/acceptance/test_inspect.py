@@ -120,11 +120,13 @@ def test_queues_before_anything_ran_are_missing(inspect: Run, namespace: str):
     agents = {(row["queue"], row["agent"], row["kind"]) for row in rows if row["agent"]}
     assert agents == {
         (f"{namespace}.till", "till", "work"),
+        (f"{namespace}.till.retry", "till", "retry"),
         (f"{namespace}.till.dlq", "till", "dlq"),
         (f"{namespace}.the-clerk", "the-clerk", "work"),
+        (f"{namespace}.the-clerk.retry", "the-clerk", "retry"),
         (f"{namespace}.the-clerk.dlq", "the-clerk", "dlq"),
     }
-    assert sum(row["kind"] == "delay" for row in rows) == 20
+    assert sum(row["kind"] == "delay" for row in rows) == 21
 
 
 def test_queues_show_who_runs_and_what_waits(inspect: Run, start_choreo: Start, choreo: Run, namespace: str, env):
@@ -143,6 +145,8 @@ def test_queues_show_who_runs_and_what_waits(inspect: Run, start_choreo: Start, 
     assert found[f"{clerk}.dlq"]["state"] == "waiting"
     assert found[f"{namespace}.till.dlq"]["state"] == "empty"
     assert found[f"{namespace}.delay.0"]["state"] == "empty"
+    assert (found[f"{clerk}.retry"]["state"], found[f"{clerk}.retry"]["consumers"]) == ("empty", 1)
+    assert (found[f"{namespace}.delay.due"]["state"], found[f"{namespace}.delay.due"]["consumers"]) == ("empty", 1)
 
     both.send(signal.SIGTERM)
     assert both.wait() == 0
@@ -155,12 +159,12 @@ def test_queues_show_who_runs_and_what_waits(inspect: Run, start_choreo: Start, 
 
 
 def test_table_of_queues_leaves_empty_delays_out(inspect: Run, namespace: str):
-    """Twenty lines that say nothing; --all shows them."""
+    """Lines that say nothing, as those of empty queues for retries; --all shows them."""
     lines = inspect("queues").stdout.splitlines()
     assert lines[0].split() == ["queue", "agent", "kind", "ready", "consumers", "state"]
     assert lines[1].split() == [f"{namespace}.unclaimed.dlq", "-", "dlq", "-", "-", "missing"]
     assert len(lines) == 1 + 1 + 4
-    assert len(inspect("queues", "--all").stdout.splitlines()) == len(lines) + 20
+    assert len(inspect("queues", "--all").stdout.splitlines()) == len(lines) + 21 + 2
 
 
 def test_agents_are_what_is_shown_without_a_word(inspect: Run):
@@ -186,7 +190,7 @@ def test_one_agent_is_shown_in_full(inspect: Run, namespace: str):
     """Its reactions, one by one, and its queues."""
     found = data(inspect("till", "-o", "json"))
     assert (found["queue"], found["dlq"]) == (f"{namespace}.till", f"{namespace}.till.dlq")
-    assert [row["state"] for row in found["queues"]] == ["missing", "missing"]
+    assert [row["state"] for row in found["queues"]] == ["missing"] * 3
     charge, refund = found["reactions"]
     assert charge["otherwise"] == "declined"
     assert charge["otherwise_emits"] == ["order.declined"]

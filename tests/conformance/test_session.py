@@ -721,42 +721,51 @@ async def ladder(session: Session, namespace: str) -> Names:
     return Names(namespace)
 
 
+def older_key(end: str, seconds: int) -> str:
+    """Return a key of the ladder as it was before there were queues for retries."""
+    return ".".join([*f"{seconds:020b}", end])
+
+
 async def test_delays_come_back_in_time_and_to_one_queue_only(session: Session, ladder: Names) -> None:
-    """Delays of 1, 3 and 5 seconds come back to the agent that they are for, not before their time and soon after it;
-    a scheduled event reaches everyone who listens."""
+    """Delays of 1, 3 and 5 seconds come back to the agent that they are for, not before their time and soon after it; a
+    scheduled event comes to where it is published from. What older workers send ends in work queues, as before."""
     arrived: list[tuple[str, bytes, float]] = []
     began = time.monotonic()
 
-    def note(agent: str, delivery: Delivery) -> None:
-        arrived.append((agent, delivery.message.body, time.monotonic() - began))
+    def note(queue: str, delivery: Delivery) -> None:
+        arrived.append((queue, delivery.message.body, time.monotonic() - began))
 
-    for agent in ("payment", "shop-payment"):
-        await session.consume(ladder.queue(agent), prefetch=10, on_delivery=partial(note, agent))
-    keys = {b"%d" % delay: return_key("payment", delay) for delay in (1, 3, 5)}
-    keys |= {b"0": return_key("payment"), b"event": schedule_key("test-session.placed", 1)}
-    for body, key in keys.items():
-        result = await session.publish(Message(body), exchange=ladder.delay, routing_key=key, timeout=10)
+    names = ladder
+    retries, due = names.retries("payment"), names.due
+    work, sibling = names.queue("payment"), names.queue("shop-payment")
+    for queue in (work, sibling, retries, names.retries("shop-payment"), due):
+        await session.consume(queue, prefetch=10, on_delivery=partial(note, queue))
+    sent = {b"%d" % delay: (return_key("payment", delay), delay, [retries]) for delay in (0, 1, 3, 5)}
+    sent |= {b"event": (schedule_key("test-session.placed", 2), 2, [due])}
+    sent |= {b"unheard": (schedule_key("test-session.unheard", 1, 7), 1, [due])}
+    sent |= {b"older": (older_key("agent.payment", 3), 3, [work])}
+    sent |= {b"older event": (older_key("event.test-session.placed", 2), 2, [work, sibling])}
+    for body, (key, _, _) in sent.items():
+        result = await session.publish(Message(body), exchange=names.delay, routing_key=key, timeout=10)
         assert result == Confirmed()
-    await eventually(lambda: len(arrived) == 6)
-    assert sorted((agent, body) for agent, body, _ in arrived) == [
-        *(("payment", body) for body in (b"0", b"1", b"3", b"5", b"event")),
-        ("shop-payment", b"event"),
-    ]
+    await eventually(lambda: len(arrived) == len(sent) + 1)
+    expected = [(queue, body) for body, (_, _, queues) in sent.items() for queue in queues]
+    assert sorted((queue, body) for queue, body, _ in arrived) == sorted(expected)
     for _, body, after in arrived:
-        due = {b"event": 1}.get(body) or int(body)
-        assert after >= due - 0.05, f"{body!r} came back after {after:.1f} s"
+        assert after >= sent[body][1] - 0.05, f"{body!r} came back after {after:.1f} s"
     assert [body for _, body, _ in arrived if body in {b"1", b"3", b"5"}] == [b"1", b"3", b"5"]
 
 
 @pytest.mark.parametrize("delay", [0, 1, 5, 2**20 - 1])
 async def test_delay_towards_nobody_is_returned_at_once(session: Session, ladder: Names, delay: int) -> None:
-    """Neither an agent that is not there, nor one whose name ends alike, nor a topic without listeners is waited
-    for."""
+    """Neither an agent that is not there, nor one whose name ends alike, nor, by an older key, a topic without
+    listeners is waited for."""
     for key in (
         return_key("refund", delay),
         return_key("x.payment", delay),
-        schedule_key("test-session.unheard", delay),
-        schedule_key("agent.payment", delay),
+        older_key("agent.refund", delay),
+        older_key("event.test-session.unheard", delay),
+        older_key("event.agent.payment", delay),
     ):
         result = await session.publish(Message(b"x"), exchange=ladder.delay, routing_key=key, timeout=10)
         assert isinstance(result, Refused)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -330,10 +331,10 @@ class Ledger:
         return await inside(self._work()), await inside(self._levels()), await inside(dead)
 
     def _work(self) -> Iterator[str]:
-        return map(self.names.queue, BOTH)
+        return chain(map(self.names.queue, BOTH), map(self.names.retries, BOTH))
 
     def _levels(self) -> Iterator[str]:
-        return map(self.names.level, range(LEVELS))
+        return chain(map(self.names.level, range(LEVELS)), [self.names.due])
 
 
 async def _contents(session: Session, queue: str) -> list[Delivery]:

@@ -110,11 +110,11 @@ class Stream:
                 with suppress(asyncio.CancelledError):
                     await task
 
-    async def publish(self, count: int) -> None:
-        """Publish `count` events and wait for their confirmations."""
+    async def publish(self, count: int, *, delay: int | None = None) -> None:
+        """Publish `count` events, to be delivered after `delay` seconds, and wait for their confirmations."""
         async with choreo.connect(self.url, namespace=self.names.namespace) as publisher:
             first, self._next = self._next, self._next + count
-            await asyncio.gather(*(self._send(publisher, number) for number in range(first, first + count)))
+            await asyncio.gather(*(self._send(publisher, number, delay) for number in range(first, first + count)))
 
     async def _publish(self, publisher: choreo.Publisher, rate: float) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -127,11 +127,10 @@ class Stream:
                     self._next += 1
                 await asyncio.sleep(1 / rate)
 
-    async def _send(self, publisher: choreo.Publisher, number: int) -> None:
+    async def _send(self, publisher: choreo.Publisher, number: int, delay: int | None = None) -> None:
         try:
-            await publisher.send(
-                Message(json.dumps({"number": number}).encode(), message_id=f"{self._topic}-{number}"), self._topic
-            )
+            message = Message(json.dumps({"number": number}).encode(), message_id=f"{self._topic}-{number}")
+            await publisher.send(message, self._topic, delay=delay)
         except ChoreoError as error:
             self.failures[type(error).__name__] += 1
         else:
@@ -171,7 +170,8 @@ class Stream:
     async def account(self, *, within: float = 30.0) -> Account:
         """Wait until nothing is on its way any more, and say what became of everything."""
         async with self.session() as session:
-            work = [self.names.queue("desk"), *map(self.names.level, range(LEVELS))]
+            own = self.names.queue("desk"), self.names.retries("desk"), self.names.due
+            work = [*own, *map(self.names.level, range(LEVELS))]
 
             async def empty() -> bool:
                 found = [await session.stats(queue) for queue in work]

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import aio_pika
 import pytest
 
+import choreo
 from choreo.broker_url import BrokerUrl
 from choreo.message import Message
 from choreo.rabbit import session as rabbit
 from choreo.rabbit.node import Node
-from choreo.topology import Names, Topology
+from choreo.topology import LEVELS, Names, Topology
 from choreo.transport import Confirmed
 from tests.faults.conftest import Scale
 from tests.faults.report import Row
@@ -242,3 +243,92 @@ async def test_full_dead_letter_queue_holds_deliveries(
     assert account.lost == 0
     assert account.dead == {"failed": count}
     assert len(stream.handled) == 1
+
+
+BESIDE = """
+import os, time
+
+import tenacity
+
+from choreo import Agent, Context, Event, Retry
+
+class Told(Event, topic="NS.told", external=True):
+    number: int
+
+agent = Agent("beside", retry=Retry(on=OSError, stop=tenacity.stop_after_attempt(2), wait=tenacity.wait_fixed(1)))
+file = os.open("beside", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+@agent.on
+async def note(told: Told, ctx: Context) -> None:
+    os.write(file, f"{told.number} {ctx.attempt} {time.monotonic()}\\n".encode())
+    if ctx.attempt == 1:
+        raise OSError("once")
+"""
+
+
+@pytest.mark.real_node("policies")
+@pytest.mark.timeout(900)
+async def test_delays_of_others_do_not_wait_for_a_full_queue(
+    start_choreo: Callable[..., Running],
+    project: Path,
+    node: Node,
+    namespace: str,
+    scale: Scale,
+    report: Callable[[Row], None],
+) -> None:
+    """An agent is down and its queue full, while hundreds of scheduled events are for it: the retries and scheduled
+    events of another one are in time, and those of the full queue arrive when there is room."""
+    (project / "agents" / "beside.py").write_text(BESIDE.replace("NS", namespace))
+    stream = Stream(project, start_choreo, node.url, namespace)
+    count, told = scale.of(2_000, short=200), 20
+    worker = stream.start()  # so that its queue is there
+    worker.send(signal.SIGTERM)
+    await asyncio.to_thread(worker.wait)
+    beside = start_choreo("run", "beside", env=stream.environment)
+    await asyncio.to_thread(beside.wait_for, '"state": "consuming"')
+    pattern = f"^{stream.names.queue('desk')}$".replace(".", r"\.")
+    await asyncio.to_thread(node.ctl, "set_policy", namespace, pattern, '{"max-length": 5}', "--apply-to", "queues")
+    await stream.publish(count, delay=1)
+    async with stream.session() as session, choreo.connect(stream.url, namespace=namespace) as publisher:
+
+        async def refused() -> bool:  # all have been due, and most of them wait again
+            levels = [await session.stats(stream.names.level(level)) for level in range(1, LEVELS)]
+            return sum(each.ready for each in levels if each is not None) >= count / 2
+
+        await eventually(refused, within=60, what="refused events in the delays")
+        topic, scheduled = f"{namespace}.told", dict[int, float]()
+        for number in range(told):
+            delay = number % 2 or None
+            scheduled[number] = time.monotonic() + (delay or 0)
+            await publisher.send(Message(b'{"number": %d}' % number, message_id=f"told-{number}"), topic, delay=delay)
+
+        def noted() -> list[tuple[int, int, float]]:
+            lines = (project / "beside").read_text().splitlines() if (project / "beside").exists() else []
+            return [(int(number), int(attempt), float(when)) for number, attempt, when in map(str.split, lines)]
+
+        await eventually(lambda: len(noted()) >= 2 * told, within=60, what="the retries of the other agent")
+    tries = {(number, attempt): when for number, attempt, when in noted()}
+    late = max(
+        *(tries[number, 1] - due for number, due in scheduled.items()),
+        *(tries[number, 2] - tries[number, 1] - 1 for number in scheduled),
+    )
+    await asyncio.to_thread(node.ctl, "clear_policy", namespace)
+    began = time.monotonic()
+    stream.start()
+    await eventually(lambda: len({number for number, _ in stream.handled}) == count, within=400, what="all of them")
+    recovery = time.monotonic() - began
+    account = await stream.account()
+    longest = scale.limit(2.0)
+    row = Row(
+        fault="an agent is down and its queue full (max-length), with scheduled events for it",
+        repetitions=1,
+        events=account.confirmed,
+        lost=account.lost,
+        duplicated=account.duplicated,
+        worst_recovery=recovery,
+        must=f"lost 0; delays of another agent at most {longest:.0f} s late",
+        met=account.lost == 0 and late <= longest and len(noted()) == 2 * told,
+        note=f"those were {late:.1f} s late at most; what was refused is published again after 1, 2, 4 … 256 s",
+    )
+    report(row)
+    assert row.met, row

@@ -65,7 +65,8 @@ def ladder(clocked: Clocked) -> Clocked:
     for binding in topology.bindings:
         bind = clocked.channel.queue_bind if binding.to == "queue" else clocked.channel.exchange_bind
         bind(binding.destination, binding.source, binding.pattern)
-    clocked.channel.consume(Names().queue("bank"), no_ack=True)
+    clocked.channel.consume(Names().retries("bank"), no_ack=True)
+    clocked.channel.consume(Names().due, no_ack=True)
     return clocked
 
 
@@ -84,7 +85,7 @@ def test_a_delay_of_any_length_comes_back_to_the_second(
 
 def test_a_retry_whose_agent_is_gone_is_dead_lettered(ladder: Clocked) -> None:
     ladder.channel.publish(Names().delay, return_key("bank", 5), DURABLE, b"1")
-    ladder.channel.queue_delete(Names().queue("bank"))
+    ladder.channel.queue_delete(Names().retries("bank"))
     ladder.broker.advance(60.0)
     got = ladder.channel.get(Names().dlq("bank"))
     assert got is not None

@@ -56,6 +56,9 @@ def test_state_of_a_queue(kind: QueueKind, found: QueueStats | None, told: str |
         ("shop.delay", "work", "delay"),
         ("shop.delay.dlq", "dlq", "delay"),
         ("shop.unclaimed.dlq", "dlq", None),
+        ("shop.delay.due", "delay", None),
+        ("shop.desk.retry", "retry", "desk"),
+        ("shop.delay.retry", "retry", "delay"),
     ],
 )
 def test_place_of_a_queue_that_nobody_here_declares(queue: str, kind: str, agent: str | None):

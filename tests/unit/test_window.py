@@ -16,7 +16,7 @@ from choreo.errors import ChoreoError, EnvelopeError
 from choreo.event import Event
 from choreo.message import DELIVERY_COUNT, Message
 from choreo.retry import Retry
-from choreo.runtime.holding import affordable, longest_way, needed
+from choreo.runtime.holding import affordable, longest_way, needed, shares
 from choreo.runtime.overdue import ROUNDS
 from choreo.runtime.window import SUSPECT, Turns, Window
 from choreo.transport import Delivery, OnDelivery, OnTimeout, came_back
@@ -444,3 +444,15 @@ async def test_run_that_costs_too_many_subscriptions_is_given_up(scenes: list[Sc
 def test_brokers_are_asked_for_what_reactions_need(longest: float, seconds: float) -> None:
     """Never for less than they wait unasked: what is held stands behind others that take their time too."""
     assert needed(longest) == seconds
+
+
+@pytest.mark.parametrize("concurrency", [1, 4, 100])
+@pytest.mark.parametrize("longest", [0.0, 1.0, 35.0, 1_000.0, 5_000.0])
+@pytest.mark.parametrize("prefetch", [1, 2, 8, 100, 1_000])
+def test_retries_have_a_share_of_what_may_be_held(prefetch: int, longest: float, concurrency: int) -> None:
+    """At least one each, as many of the queue as can run at once, no more than is set, and together affordable."""
+    found, retries = shares(prefetch, concurrency, longest)
+    assert min(prefetch, concurrency) <= found <= prefetch
+    assert 1 <= retries <= max(1, prefetch // 8)
+    total = affordable(prefetch + retries, concurrency, longest)
+    assert found + retries <= max(total, min(prefetch, concurrency) + retries)
