@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from choreo import frames, wire_schema
-from choreo.errors import EnvelopeError, UnreadableEvent
+from choreo.errors import EnvelopeError, UnreadableEvent, ValidatorFailed
 from choreo.message import HIDDEN, MAX_TEXT, Reason
 from choreo.strict_json import require_strict
 from choreo.wire_keys import Schema, Unwritable
@@ -84,7 +84,8 @@ class Codec(Generic[M]):
             event: M = self._validate(body)
         except Exception as error:
             reason = f"{' '.join(what) or 'the body'} is not a valid {self.kind.__name__}: {self.explain(error)}"
-            raise EnvelopeError(Reason.INVALID, reason) from error
+            kind = EnvelopeError if isinstance(error, ValidationError) else ValidatorFailed
+            raise kind(Reason.INVALID, reason) from error
         return event
 
     def explain(self, error: Exception) -> str:

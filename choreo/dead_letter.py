@@ -165,7 +165,8 @@ def read(message: Message, *, agent: str) -> DeadLetter:
     death = _broker_death(headers)
     reason, error = headers.get(NOTE + "reason"), _said(headers.get(NOTE + "error"))
     if reason is None:
-        reason, error = _brokers_reason(death, agent)
+        reason, told = _brokers_reason(death, agent)
+        error = error or told
     topic = _text(headers.get(TOPIC)) or _original_key(death) or _text(message.type) or ""
     return DeadLetter(
         id=_text(headers.get(CE + "id")) or _text(message.message_id) or _derived(message, topic),

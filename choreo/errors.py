@@ -11,6 +11,7 @@ ChoreoError                     1   exit code of a command that ends with it
 │   └── UnknownTopic            2   no event declares that topic
 ├── PayloadError               65   data that is not the event it claims to be
 │   ├── EnvelopeError          65   a message whose envelope cannot be opened; `reason` goes into the dead letter
+│   │   └── ValidatorFailed     65   a validator raised what is not a ValueError; a policy may name what it raised
 │   └── UnreadableEvent        65   an event of which its readers would read another one; it is not sent
 ├── ConfigurationError         78   settings, or a broker that is not set up for what is asked
 │   ├── InvalidUrl             78   a broker URL that cannot be used as it stands
@@ -102,6 +103,10 @@ class EnvelopeError(PayloadError):
     def __init__(self, reason: str, message: str, way_out: str = "") -> None:
         super().__init__(message, way_out)
         self.reason = reason
+
+
+class ValidatorFailed(EnvelopeError):
+    """A validator raised what is not a ValueError, its `__cause__`: what it asked was away, or it has a defect."""
 
 
 class UnreadableEvent(PayloadError):

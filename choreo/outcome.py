@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from choreo.errors import EnvelopeError, NotEmitted, PublishFailed, PublishRefused, UndeclaredEvent, UnreadableEvent
+from choreo.errors import (
+    EnvelopeError,
+    NotEmitted,
+    PublishFailed,
+    PublishRefused,
+    UndeclaredEvent,
+    UnreadableEvent,
+    ValidatorFailed,
+)
 from choreo.message import Reason
 from choreo.reaction import Reaction
 from choreo.retry import leaves
@@ -48,6 +56,9 @@ def decide(reaction: Reaction | None, error: BaseException, *, attempt: int, ela
     `reaction` is None when none was reached. `attempt`: tries so far, the failed one included. `elapsed`: seconds since
     the first failure.
     """
+    policy = reaction.retry if reaction is not None else None
+    if isinstance(error, ValidatorFailed) and error.__cause__ is not None and policy and policy.names(error.__cause__):
+        error = error.__cause__  # what it asked was away: the policy counts as if the reaction had asked
     if isinstance(error, EnvelopeError | NotEmitted):
         return DeadLetter(error.reason)
     if isinstance(error, UndeclaredEvent):
@@ -57,7 +68,6 @@ def decide(reaction: Reaction | None, error: BaseException, *, attempt: int, ela
     found = list(leaves(error))
     if all(isinstance(each, PublishFailed) for each in found):
         return _unconfirmed(found[-1], attempt)
-    policy = reaction.retry if reaction is not None else None
     if policy is None or not policy.names(error):
         return DeadLetter(Reason.FAILED)
     delay = policy.delay(error, attempt, elapsed)

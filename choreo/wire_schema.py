@@ -131,10 +131,13 @@ class _Walk:
         """Return `schema` as it is written."""
         kind = schema["type"]
         written = schema.get("serialization")
-        if written is not None and (reveal := _revealing(written)) is not None:
+        if written is not None and written.get("function") in _SECRETS:  # which writes asterisks
             self.changed = True
             self.secrets.add(at.secret_key)
-            return schema | {"serialization": reveal}
+            # As what is inside is written elsewhere: bytes have more than one form.
+            inside = self.through(schema["json_schema"]["schema"], at)
+            shown = _function("function-plain", _revealed, when_used="unless-none", return_schema=inside)
+            return schema | {"serialization": shown}
         if kind == "json-or-python" and _is_sequence(schema):
             self.sequences = True
             inner = self.through(schema["json_schema"], at)
@@ -364,13 +367,6 @@ _SECRETS: Final = frozenset(
     for each in (SecretStr, SecretBytes, Secret[int])
     for function in _serializations(TypeAdapter(each).core_schema)
 )
-
-
-def _revealing(written: Schema) -> Schema | None:
-    """Return what writes a secret's value, where `written` is what writes its asterisks."""
-    if written.get("function") not in _SECRETS:
-        return None
-    return _function("function-plain", _revealed, when_used="unless-none")
 
 
 def _as_text(value: Any, handler: Callable[[Any], Any]) -> str:

@@ -319,13 +319,12 @@ class RabbitSession:
 
     async def _cancelled(self, queue: str, on_timeout: OnTimeout | None) -> None:
         """Find out why the broker has cancelled a consumer, which it does not say: whether there is its queue tells."""
-        there = False
-        if on_timeout is not None:
+        # Until 4.3 a consumer timeout closes the channel: there it is always the queue's end, or its leader's.
+        if on_timeout is not None and not re.match(r"3\.|4\.[0-2]\.", self.server.version):
             with contextlib.suppress(ChoreoError):
-                there = await self.stats(queue) is not None
-        if there and on_timeout is not None and not self.lost.done():
-            on_timeout(translate.timed_out(queue))
-            return
+                if await self.stats(queue) is not None and not self.lost.done():
+                    on_timeout(translate.timed_out(queue))
+                    return
         reason = "the queue was deleted, and what it held is gone, or its leader moved"
         self._end(BrokerUnreachable(f"the broker cancelled the consumer of {queue!r}: {reason}"))
 

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
-from choreo.errors import ChoreoError
+from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.logger import get_logger
 from choreo.runtime.holding import BROKERS_OWN
 from choreo.runtime.overdue import End, Overdue, is_sure
@@ -273,6 +273,11 @@ class Window:
 
     def _timed_out(self, subscription: _Subscription, error: ChoreoError) -> None:
         if subscription.ended is not None or subscription not in self._subscriptions:
+            return
+        if not subscription.held and not subscription.suspects:
+            # Nothing was held, so nothing for too long: its queue was deleted, and another one has the name by now.
+            reason = "it was deleted and declared again, not by this worker"
+            self._fail("", BrokerUnreachable(f"the broker cancelled the consumer of {self.queue!r}: {reason}"))
             return
         subscription.ended = error
         self._overdue.taken_back(subscription.held.values(), error)

@@ -385,6 +385,18 @@ def test_what_is_written_is_read_back(data: st.DataObject) -> None:
         assert equal(event, open_envelope(form.message(sent), "test-codec.made").event(kind))
 
 
+@pytest.mark.parametrize("annotation", [SecretBytes, Secret[bytes], list[SecretBytes]])
+def test_secret_bytes_have_the_form_that_the_class_has_for_bytes(annotation: Any) -> None:
+    """They are written as Base64 where they are read so."""
+    kind = declared(annotation, model_config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"))
+    event = kind.model_validate_json('{"first": ["AP8="]}' if annotation == list[SecretBytes] else '{"first": "AP8="}')
+    body = codec(kind).write(event)
+    assert b"AP8=" in body
+    assert codec(kind).read(body) == event
+    with pytest.raises(DeclarationError, match="written as base64 and read as utf8"):
+        declared(annotation, model_config=ConfigDict(ser_json_bytes="base64"))
+
+
 @settings(max_examples=80)
 @given(st.data())
 def test_what_dev_proposes_to_type_works(data: st.DataObject) -> None:

@@ -17,6 +17,7 @@ from choreo.errors import (
     PublishUnknown,
     ReactionTimeout,
     UndeclaredEvent,
+    ValidatorFailed,
 )
 from choreo.event import Event
 from choreo.message import Reason
@@ -63,6 +64,13 @@ EXHAUSTED = DeadLetter(Reason.EXHAUSTED)
 FAILURE = Unreachable("no answer")
 
 
+def validator_failed(cause: Exception) -> ValidatorFailed:
+    """Return what reading an event comes to whose validator raised `cause`."""
+    error = ValidatorFailed(Reason.INVALID, "no")
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("policy", "error", "attempt", "decision"),
     [
@@ -91,6 +99,11 @@ FAILURE = Unreachable("no answer")
         # what the user may name, and choreo decides all the same: no retry mends it
         (EVERYTHING, EnvelopeError(Reason.INVALID, "no"), 1, DeadLetter(Reason.INVALID)),
         (EVERYTHING, EnvelopeError(Reason.LOOP, "no"), 1, DeadLetter(Reason.LOOP)),
+        # what a validator raises besides a ValueError counts as the reaction's, where the policy names it
+        (THRICE, validator_failed(FAILURE), 1, TryLater(3)),
+        (THRICE, validator_failed(FAILURE), 3, EXHAUSTED),
+        (THRICE, validator_failed(KeyError("no")), 1, DeadLetter(Reason.INVALID)),
+        (None, validator_failed(FAILURE), 1, DeadLetter(Reason.INVALID)),
         (EVERYTHING, NotEmitted(Reason.TOO_LARGE, "no"), 1, DeadLetter(Reason.TOO_LARGE)),
         (EVERYTHING, UndeclaredEvent("no"), 1, DeadLetter(Reason.UNDECLARED)),
         (EVERYTHING, SystemExit(1), 1, TryLater(3)),

@@ -49,7 +49,7 @@ def test_the_level_that_shows_what_was_handled_is_said():
 def test_what_a_namespace_costs_is_counted_right():
     """As many queues as the page says, with agents and without."""
     page = (ROOT / "docs" / "topology.md").read_text()
-    (shared,) = re.findall(r"A namespace has (\d+) quorum queues of its own, and two more for each agent", page)
+    (shared,) = re.findall(r"A namespace has (\d+) quorum queues of its own, and three more for each agent", page)
     agents = [Agent("one"), Agent("other")]
     assert len(Topology.of([]).queues) == int(shared)
-    assert len(Topology.of(agents).queues) == int(shared) + 2 * len(agents)
+    assert len(Topology.of(agents).queues) == int(shared) + 3 * len(agents)

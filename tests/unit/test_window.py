@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import choreo
-from choreo.errors import ChoreoError, EnvelopeError
+from choreo.errors import BrokerUnreachable, ChoreoError, EnvelopeError
 from choreo.event import Event
 from choreo.message import DELIVERY_COUNT, Message
 from choreo.retry import Retry
@@ -343,6 +343,16 @@ async def test_suspects_of_one_process_take_turns_and_the_least_suspicious_is_fi
     other.end("innocent")
     await crashing.runs("culprit")
     crashing.end("culprit")
+
+
+async def test_subscription_that_holds_nothing_has_not_held_it_for_too_long(scenes: list[Scene]) -> None:
+    """What looks like a consumer timeout is the end of a queue that another of the same name has replaced."""
+    fake = FakeQueue()
+    await play(scenes, fake)
+    await eventually(lambda: wide(fake))
+    fake.consumers[-1].on_timeout(ChoreoError("a delivery was held for too long", "raise it"))
+    with pytest.raises(BrokerUnreachable, match="deleted"):
+        await scenes[-1].window.failed
 
 
 async def test_turn_does_not_wait_for_ever(scenes: list[Scene], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ SCALARS = st.one_of(
     st.text(max_size=30),
     st.booleans(),
     st.integers(-(2**63), 2**63 - 1),
-    st.floats(allow_nan=False),
+    st.floats(allow_nan=False, allow_infinity=False),
     st.none(),
     TIMES,
     st.binary(max_size=30).map(bytearray),
