@@ -7,6 +7,10 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any
 
+from choreo.logger import get_logger
+
+_logger = get_logger()
+
 Failed = Callable[[str, BaseException], None]
 """Told the name of a task, and the exception that it ended with."""
 
@@ -23,6 +27,11 @@ def owned(
     task = asyncio.create_task(work, name=name, context=context)
     task.add_done_callback(ended)
     return task
+
+
+def unsaid(task: str, error: BaseException) -> None:
+    """Say that something could not be said; the work does not depend on it."""
+    _logger.error("task failed inside choreo", task=task, exc_info=error, next="the work goes on")
 
 
 async def first_of(*what: asyncio.Event | asyncio.Future[Any], timeout: float | None = None) -> None:

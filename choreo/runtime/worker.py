@@ -27,7 +27,7 @@ from choreo.runtime.healing import Healer, report_gone
 from choreo.runtime.holding import limits
 from choreo.runtime.rounds import cause_of_loss
 from choreo.runtime.stall import Standstill
-from choreo.runtime.tasks import first_of, owned
+from choreo.runtime.tasks import first_of, owned, unsaid
 from choreo.runtime.threads import threads
 from choreo.runtime.window import Turns, Window
 from choreo.settings import Settings
@@ -240,7 +240,7 @@ class Worker:
             if self.state is not State.STARTING:
                 # Not for long: a queue whose leader does not answer holds up the question for seconds.
                 self._looking = owned(
-                    report_gone(session, [window.queue for window in self._windows]), "missing queues", self._unsaid
+                    report_gone(session, [window.queue for window in self._windows]), "missing queues", unsaid
                 )
                 await asyncio.wait((self._looking,), timeout=_LOOK)
             await session.declare(self._topology)
@@ -248,15 +248,12 @@ class Worker:
                 self._change(State.STARTING, f"{SUBSCRIBING} to {self._queues}", logged=False)
             for window in self._windows:
                 await window.open()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, ChoreoError) and (cause := await self._cause_of_loss()):  # something arrived already
+                _logger.warning("session lost", error=str(error), server=session.server.version, **cause)
             await self._abandon(session)
             raise
         return session
-
-    @staticmethod
-    def _unsaid(task: str, error: BaseException) -> None:
-        """Say that something could not be said; the work does not depend on it."""
-        _logger.error("task failed inside choreo", task=task, exc_info=error, next="the work goes on")
 
     def _blocked(self, reason: str | None) -> None:
         """Tell everybody who watches that publishes wait, or that they do not any more."""
@@ -310,13 +307,16 @@ class Worker:
         failed = [each.exception() for each in watchers if each.done() and not each.cancelled()]
         error = session.lost.result() if session.lost.done() else next(filter(None, failed))
         self._change(State.WAITING, error.message if isinstance(error, ChoreoError) else repr(error))
-        rounds = {name: drainers.courier.rounds for name, drainers in self._drainers.items()}
-        cause = cause_of_loss(await self.standstill(), self._heartbeat, rounds)
+        cause = await self._cause_of_loss()
         defect = None if isinstance(error, ChoreoError) else error  # its traceback says more
         _logger.warning("session lost", error=str(error), server=session.server.version, exc_info=defect, **cause)
         await self._abandon(session)
         for drainers in self._drainers.values():
             drainers.arrived.take_all()
+
+    async def _cause_of_loss(self) -> dict[str, str]:
+        rounds = {name: drainers.courier.rounds for name, drainers in self._drainers.items()}
+        return cause_of_loss(await self.standstill(), self._heartbeat, rounds)
 
     async def _abandon(self, session: Session) -> None:
         for window in self._windows:
