@@ -2,8 +2,8 @@
 
 A broker takes back what is held for longer than its consumer timeout and delivers it anew, here or elsewhere. To begin
 again beside the run that still goes on would only make two of them. So what comes back to this process is held until
-that run ends, and is settled as it is. A message without an id may be another one that merely looks the same: it waits
-too, and then runs on its own.
+that run ends, and is settled as it is; so is what comes back a moment after that. A message without an id may be
+another one that merely looks the same: it waits too, and then runs on its own.
 
 That has a bound. Each time the broker takes the copy back as well the round is counted, and a run that has cost too
 many is ended: its delivery becomes a dead letter.
@@ -22,6 +22,8 @@ from choreo.transport import Delivery, came_back
 
 # Brokers before 4.3 count them too, and bury a message beyond its delivery limit of 20 while its run goes on.
 ROUNDS: Final = 15
+_EXPECTED: Final = 60.0  # seconds in which a copy comes; later it was delivered to somebody else
+_MOST_DONE: Final = 10_000
 
 T = TypeVar("T")
 End = Callable[[Delivery, ChoreoError], None]
@@ -43,9 +45,12 @@ class Overdue:
         self._end = end
         self._error = ChoreoError("")  # the last one
         self._runs: dict[object, list[_Run]] = {}
+        self._done: dict[
+            object, float
+        ] = {}  # what has run, and is still to be delivered again; until when to expect it
 
     def __bool__(self) -> bool:
-        return bool(self._runs)
+        return bool(self._runs or self._done)
 
     def taken_back(self, deliveries: Iterable[Delivery], error: ChoreoError) -> None:
         """Note that the broker may have taken back each of `deliveries`, and what `error` says of it."""
@@ -79,9 +84,21 @@ class Overdue:
             del self._runs[key]
         return run.copies
 
+    def expect(self, delivery: Delivery) -> None:
+        """Note that `delivery` is done with while no copy of it was here: the next one needs no run of its own."""
+        if is_sure(delivery):
+            if len(self._done) >= _MOST_DONE:
+                del self._done[next(iter(self._done))]
+            self._done[_key(delivery)] = asyncio.get_running_loop().time() + _EXPECTED
+
+    def is_done(self, delivery: Delivery) -> bool:
+        """Say whether `delivery` is a copy that was expected, once."""
+        return self._done.pop(_key(delivery), 0.0) > asyncio.get_running_loop().time()
+
     def clear(self) -> None:
         """Forget everything: with its session, what is held goes too."""
         self._runs.clear()
+        self._done.clear()
 
     def _give_up(self, run: _Run) -> None:
         self._end(

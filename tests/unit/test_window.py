@@ -420,6 +420,20 @@ async def test_what_was_not_taken_back_stays_ours(scenes: list[Scene]) -> None:
     await eventually(lambda: sum(not each.closed for each in fake.consumers) == 1, what="only one subscription")
 
 
+async def test_what_ends_before_it_is_delivered_again_does_not_run_again(scenes: list[Scene]) -> None:
+    """Its acknowledgement came too late for the broker, which delivers it once more: that copy is settled at once."""
+    fake = FakeQueue(("long", 0), with_ids=True)
+    agent = await play(scenes, fake)
+    await agent.runs("long")
+    fake.take_back("long")
+    agent.end("long")
+    assert fake.acknowledged == []
+    await eventually(lambda: fake.acknowledged == ["long"], what="the copy is settled")
+    assert agent.begun == ["long"]
+    fake.put("long", 1)
+    await agent.runs("long")
+
+
 async def test_message_without_an_id_runs_after_one_that_looks_the_same(scenes: list[Scene]) -> None:
     """It may be another one: it is not settled with the first, and never runs beside it."""
     fake = FakeQueue(("long", 0))
