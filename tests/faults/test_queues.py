@@ -109,7 +109,7 @@ async def delete(channel: aio_pika.abc.AbstractChannel, what: str, names: Names)
             await channel.queue_delete(names.dlq("clerk"))
         case "delays":
             for queue in topology.queues:
-                if queue.kind == "delay":
+                if queue.kind == "delay" and queue.name != names.due:  # that one has consumers, as work queues have
                     await channel.queue_delete(queue.name)
         case "exchanges":
             for exchange in topology.exchanges:
