@@ -93,7 +93,14 @@ def came_back(delivery: Delivery) -> int:
 
 
 OnDelivery = Callable[[Delivery], None]
-OnTimeout = Callable[[ChoreoError], None]
+
+
+class OnTimeout(Protocol):
+    """Told that the broker has ended a subscription over its consumer timeout, and with which words."""
+
+    def __call__(self, error: ChoreoError, *, guessed: bool = False) -> None:
+        """`guessed`: the broker has only ended it, and does not say why."""
+        ...
 
 
 class Consumer(Protocol):

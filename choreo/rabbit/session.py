@@ -323,7 +323,7 @@ class RabbitSession:
         if on_timeout is not None and not re.match(r"3\.|4\.[0-2]\.", self.server.version):
             with contextlib.suppress(ChoreoError):
                 if await self.stats(queue) is not None and not self.lost.done():
-                    on_timeout(translate.timed_out(queue))
+                    on_timeout(translate.timed_out(queue), guessed=True)
                     return
         reason = "the queue was deleted, and what it held is gone, or its leader moved"
         self._end(BrokerUnreachable(f"the broker cancelled the consumer of {queue!r}: {reason}"))

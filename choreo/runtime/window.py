@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import heapq
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -22,7 +22,7 @@ from choreo.logger import get_logger
 from choreo.runtime.holding import BROKERS_OWN
 from choreo.runtime.overdue import End, Overdue, is_sure
 from choreo.runtime.tasks import owned
-from choreo.transport import Consumer, Delivery, OnDelivery, Session, came_back
+from choreo.transport import Consumer, Delivery, OnDelivery, OnTimeout, Session, came_back
 
 SUSPECT: Final = 2  # times that a delivery came back unsettled
 _QUIET: Final = 0.1  # seconds without a delivery, after which nothing in the queue has come back
@@ -101,9 +101,7 @@ class _Subscription:
     def hungry(self) -> bool:
         return not self._cancelled and self.ended is None and len(self.held) + len(self.suspects) < self._prefetch
 
-    async def open(
-        self, session: Session, queue: str, prefetch: int, hold: float, on_timeout: Callable[[ChoreoError], None]
-    ) -> None:
+    async def open(self, session: Session, queue: str, prefetch: int, hold: float, on_timeout: OnTimeout) -> None:
         self.queue, self._prefetch = queue, prefetch
         self._consumer = await session.consume(
             queue, prefetch=prefetch, on_delivery=self._arrived, hold=hold, on_timeout=on_timeout
@@ -277,10 +275,10 @@ class Window:
                 receiving.cancel()
                 ended.cancel()
 
-    def _timed_out(self, subscription: _Subscription, error: ChoreoError) -> None:
+    def _timed_out(self, subscription: _Subscription, error: ChoreoError, *, guessed: bool = False) -> None:
         if subscription.ended is not None or subscription not in self._subscriptions:
             return
-        if not subscription.held and not subscription.suspects:
+        if guessed and not subscription.held and not subscription.suspects:
             # Nothing was held, so nothing for too long: its queue was deleted, and another one has the name by now.
             reason = "it was deleted and declared again, not by this worker"
             self._fail("", BrokerUnreachable(f"the broker cancelled the consumer of {self.queue!r}: {reason}"))

@@ -351,6 +351,9 @@ async def test_subscription_that_holds_nothing_has_not_held_it_for_too_long(scen
     await play(scenes, fake)
     await eventually(lambda: wide(fake))
     fake.consumers[-1].on_timeout(ChoreoError("a delivery was held for too long", "raise it"))
+    await eventually(lambda: len(fake.consumers) > 2 and wide(fake), what="another subscription")
+    assert not scenes[-1].window.failed.done(), "what the broker says is so"
+    fake.consumers[-1].on_timeout(ChoreoError("perhaps a delivery was held for too long", "raise it"), guessed=True)
     with pytest.raises(BrokerUnreachable, match="deleted"):
         await scenes[-1].window.failed
 
