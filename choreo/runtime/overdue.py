@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from choreo.errors import ChoreoError, EnvelopeError
 from choreo.message import Reason
-from choreo.transport import Delivery, came_back
+from choreo.transport import Delivery, came_back, likeness
 
 # Brokers before 4.3 count them too, and bury a message beyond its delivery limit of 20 while its run goes on.
 ROUNDS: Final = 15
@@ -45,24 +45,23 @@ class Overdue:
         self._end = end
         self._error = ChoreoError("")  # the last one
         self._runs: dict[object, list[_Run]] = {}
-        self._done: dict[
-            object, float
-        ] = {}  # what has run, and is still to be delivered again; until when to expect it
-
-    def __bool__(self) -> bool:
-        return bool(self._runs or self._done)
+        # Until when to expect what has run, and is still to be delivered again.
+        self._done: dict[object, float] = {}
+        # Whether there is any of either: an attribute, since each delivery asks [0.1 us].
+        self.any = False
 
     def taken_back(self, deliveries: Iterable[Delivery], error: ChoreoError) -> None:
         """Note that the broker may have taken back each of `deliveries`, and what `error` says of it."""
         self._error = error
         for each in deliveries:
-            runs = self._runs.setdefault(_key(each), [])
+            runs = self._runs.setdefault(likeness(each), [])
             if not any(run.delivery is each or each in run.copies for run in runs):
                 runs.append(_Run(each))
+        self._count()
 
     def wait(self, delivery: Delivery) -> bool:
         """Say whether `delivery` is a copy of what runs; it is to be settled when that run ends then."""
-        runs = self._runs.get(_key(delivery))
+        runs = self._runs.get(likeness(delivery))
         if not runs:
             return False
         run = min(runs, key=lambda run: len(run.copies))
@@ -74,7 +73,7 @@ class Overdue:
 
     def ended(self, delivery: Delivery) -> list[Delivery]:
         """Note that the run of `delivery` has ended. Return what has waited for it."""
-        key = _key(delivery)
+        key = likeness(delivery)
         runs = self._runs.get(key, [])
         run = next((run for run in runs if run.delivery is delivery), None)
         if run is None:
@@ -82,6 +81,7 @@ class Overdue:
         runs.remove(run)
         if not runs:
             del self._runs[key]
+        self._count()
         return run.copies
 
     def expect(self, delivery: Delivery) -> None:
@@ -89,16 +89,23 @@ class Overdue:
         if is_sure(delivery):
             if len(self._done) >= _MOST_DONE:
                 del self._done[next(iter(self._done))]
-            self._done[_key(delivery)] = asyncio.get_running_loop().time() + _EXPECTED
+            self._done[likeness(delivery)] = asyncio.get_running_loop().time() + _EXPECTED
+            self._count()
 
     def is_done(self, delivery: Delivery) -> bool:
         """Say whether `delivery` is a copy that was expected, once."""
-        return self._done.pop(_key(delivery), 0.0) > asyncio.get_running_loop().time()
+        until = self._done.pop(likeness(delivery), 0.0)
+        self._count()
+        return until > asyncio.get_running_loop().time()
 
     def clear(self) -> None:
         """Forget everything: with its session, what is held goes too."""
         self._runs.clear()
         self._done.clear()
+        self._count()
+
+    def _count(self) -> None:
+        self.any = bool(self._runs or self._done)
 
     def _give_up(self, run: _Run) -> None:
         self._end(
@@ -150,8 +157,3 @@ class Waits:
 def is_sure(delivery: Delivery) -> bool:
     """Say whether a message like this one is the same one."""
     return delivery.message.message_id is not None
-
-
-def _key(delivery: Delivery) -> object:
-    """Return what is the same for a message whenever it comes; its headers count how often it came."""
-    return delivery.message.message_id, delivery.routing_key, delivery.message.body

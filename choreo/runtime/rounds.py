@@ -16,7 +16,7 @@ from choreo.message import Reason
 from choreo.reaction import Reaction
 from choreo.runtime.stall import Standstill
 from choreo.runtime.window import SUSPECT
-from choreo.transport import Delivery, came_back
+from choreo.transport import Delivery, came_back, likeness
 
 _KNOWN: Final = 1_000  # that are not dead yet: another worker may have got them
 
@@ -32,7 +32,7 @@ class Rounds:
         """Note that a delivery that came back begins again. Raises EnvelopeError when it has cost enough."""
         if came_back(delivery) < SUSPECT:
             return
-        key = _key(delivery)
+        key = likeness(delivery)
         seconds = self._guilty.pop(key, None)
         if seconds is not None:
             raise EnvelopeError(
@@ -63,8 +63,3 @@ def cause_of_loss(found: Standstill | None, heartbeat: float, rounds: Mapping[st
         return {"cause": cause}
     rounds[found.reaction.agent].lost(found.reaction, found.seconds)
     return {"cause": f"{cause}: reaction {found.reaction.name!r} of agent {found.reaction.agent} held everything up"}
-
-
-def _key(delivery: Delivery) -> object:
-    """Return what is the same for a message whenever it comes; its headers count how often it came."""
-    return delivery.message.message_id, delivery.routing_key, delivery.message.body

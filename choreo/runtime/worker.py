@@ -130,7 +130,7 @@ class Worker:
         TopologyMismatch and other configuration errors at once. Later failures of the broker are waited out.
         InternalError, after the drain, when a task of the worker's own has failed, so that it would only look alive.
         """
-        failure = None
+        failure: ChoreoError | None = None
         decimal.getcontext()  # who first reckons with decimals in a context would change it
         context = contextvars.copy_context()
         async with contextlib.AsyncExitStack() as stack:
@@ -147,8 +147,7 @@ class Worker:
                 self.drained = True
             except ChoreoError as error:  # raised below: it is no business of the lifespans
                 failure = error
-        if failure is None and self._failure is not None:
-            failure = self._failure
+        failure = failure or self._failure
         if failure is not None:
             raise failure
         self._change(State.STOPPED, "stopped")
