@@ -16,12 +16,21 @@ from choreo.reaction import Reaction
 from choreo.topology import Names
 
 # The ends of an arrow that are no agent, and no agent can be named so: where external events come from, where
-# terminal ones end, and what stands in for the missing agent of an unfed or unheard event.
+# terminal ones end, what stands in for the missing agent of an unfed or unheard event, and where whatever matches a
+# pattern comes from.
 _OUTSIDE: Final = "(outside)"
 _DONE: Final = "(done)"
 _NOBODY: Final = "(nobody)"
-_ENDS: Final = {_OUTSIDE: "outside", _DONE: "done", _NOBODY: "nobody"}
-_SHAPES: Final = {_OUTSIDE: '(["outside"])', _DONE: '((("done")))', _NOBODY: '{{"nobody"}}'}
+_ANY: Final = "(any)"
+_ENDS: Final = {_OUTSIDE: "outside", _DONE: "done", _NOBODY: "nobody", _ANY: "any"}
+_SHAPES: Final = {
+    _OUTSIDE: '(["outside"])',
+    _DONE: '((("done")))',
+    _NOBODY: '{{"nobody"}}',
+    _ANY: '(["any event"])',
+}
+
+_Arrow = tuple[str, str, bool]  # where it comes from, where it goes, and whether it is dashed
 
 
 def as_text(choreography: Choreography, namespace: str = "choreo") -> str:
@@ -39,10 +48,11 @@ def as_mermaid(choreography: Choreography) -> str:
     """Return the choreography as a Mermaid flowchart: agents are nodes, events are arrows.
 
     Events that go the same way share an arrow. A dashed arrow leads to a reaction that compensates another.
-    An agent that takes whatever matches a pattern gets arrows with the pattern on them.
+    An agent that looks on, taking envelopes by a pattern, gets one arrow with the pattern on it, from "any event": it
+    stands beside the flow. What is emitted for such agents alone goes to nobody, as `Choreography.findings` has it.
     """
     ids = _ids(choreography.agents)
-    arrows = _arrows(choreography.events)
+    arrows = _arrows(choreography.events) | _looks(choreography)
     used = {end for source, target, _ in arrows for end in (source, target)}
     lines = ["flowchart LR"]
     lines += [f"    {ids[end]}{shape}" for end, shape in _SHAPES.items() if end in used]
@@ -59,7 +69,7 @@ def as_json(choreography: Choreography, namespace: str = "choreo") -> dict[str, 
 
     Reactions are named "agent.reaction". An edge is one event on its way from a reaction to a reaction; `by`
     says how it is emitted ("return", "otherwise", "outside", None for an unfed one), `from` is None when no
-    agent emits it, `to` is None when none takes it.
+    agent emits it, `to` is None when none takes it. `pattern` is the one by which `to` only looks on, else None.
     """
     names = Names(namespace)
     return {
@@ -102,29 +112,35 @@ def _ids(agents: Iterable[Agent]) -> dict[str, str]:
     return ids
 
 
-def _arrows(events: Iterable[KnownEvent]) -> dict[tuple[str, str, bool], list[str]]:
-    """Return the labels on each arrow, by where it comes from, where it goes, and whether it is dashed."""
-    arrows: dict[tuple[str, str, bool], list[str]] = {}
+def _arrows(events: Iterable[KnownEvent]) -> dict[_Arrow, list[str]]:
+    """Return the labels on each arrow of the flow."""
+    arrows: dict[_Arrow, list[str]] = {}
     for event in events:
         sources = [reaction.agent for reaction in event.emitters] or ([] if event.external else [_NOBODY])
         if event.external:
             sources.append(_OUTSIDE)
-        targets = [_target(reaction, event.topic) for reaction in event.consumers]
-        if event.terminal and not any(each.consumes for each in event.consumers):
-            targets.append((_DONE, False, event.topic))
+        targets = [(each.agent, each.compensates is not None) for each in event.takers]
         for source in sources:
-            for target, dashed, label in targets or [(_NOBODY, False, event.topic)]:
+            only_seen = source == _OUTSIDE and event.consumers and not event.terminal
+            for target, dashed in targets or ([] if only_seen else [(_DONE if event.terminal else _NOBODY, False)]):
                 labels = arrows.setdefault((source, target, dashed), [])
-                if label not in labels:
-                    labels.append(label)
+                if event.topic not in labels:
+                    labels.append(event.topic)
     return arrows
 
 
-def _target(reaction: Reaction, topic: str) -> tuple[str, bool, str]:
-    if reaction.consumes:
-        return reaction.agent, reaction.compensates is not None, topic
-    label = next(each for each in reaction.patterns if pattern.matches(each, topic))
-    return reaction.agent, reaction.compensates is not None, label
+def _looks(choreography: Choreography) -> dict[_Arrow, list[str]]:
+    """Return the patterns by which agents look on: one arrow to each, whatever it sees."""
+    fed = [event.topic for event in choreography.events if event.emitters or event.external]
+    arrows: dict[_Arrow, list[str]] = {}
+    for reaction in choreography.reactions:
+        for each in () if reaction.consumes else filter(pattern.is_wildcard, reaction.patterns):
+            sees = any(pattern.matches(each, topic) for topic in fed)
+            arrow = (_ANY if sees else _NOBODY, reaction.agent, reaction.compensates is not None)
+            labels = arrows.setdefault(arrow, [])
+            if each not in labels:
+                labels.append(each)
+    return arrows
 
 
 def _escaped(text: str) -> str:
@@ -178,7 +194,15 @@ def _edges(event: KnownEvent) -> Iterator[dict[str, Any]]:
     ]
     if event.external or not sources:
         sources.append((None, "outside" if event.external else None))
-    targets: list[tuple[str | None, str | None]] = [(full_name(each), each.compensates) for each in event.consumers]
+    targets: list[dict[str, Any]] = [
+        {"to": full_name(each), "compensates": each.compensates, "pattern": None} for each in event.takers
+    ]
+    if not targets and (event.emitters or not event.consumers):
+        targets.append({"to": None, "compensates": None, "pattern": None})
+    for each in event.consumers:
+        if each not in event.takers:
+            seen_by = next(one for one in each.patterns if pattern.matches(one, event.topic))
+            targets.append({"to": full_name(each), "compensates": each.compensates, "pattern": seen_by})
     for source, way in sources:
-        for target, compensates in targets or [(None, None)]:
-            yield {"event": event.topic, "from": source, "by": way, "to": target, "compensates": compensates}
+        for target in targets:
+            yield {"event": event.topic, "from": source, "by": way, **target}

@@ -85,7 +85,7 @@ def test_json(choreo: Run, temple: Path):
     data = json.loads(result.stdout)
     assert [agent["name"] for agent in data["agents"]] == ["oracle", "scribe"]
     edge = {"event": "question.answered", "from": "oracle.answer", "by": "return", "to": "scribe.write"}
-    assert edge | {"compensates": None} in data["edges"]
+    assert edge | {"compensates": None, "pattern": None} in data["edges"]
 
 
 def test_named_agents_stand_alone(choreo: Run, temple: Path):

@@ -202,21 +202,55 @@ def test_mermaid_shows_what_is_missing() -> None:
     assert 'nobody{{"nobody"}}' in picture.as_mermaid(Choreography.of([shipping]))
 
 
-def test_mermaid_draws_a_listener_with_its_pattern() -> None:
-    """A pattern is one arrow from each agent that it hears, and an end stays an end although somebody listens."""
-    order, audit = Agent("order"), Agent("audit")
-    audit.on("tp.#")(note)
+def test_mermaid_draws_who_looks_on_beside_the_flow() -> None:
+    """An auditor is one arrow, however many agents there are, and all the others are as they are without it."""
+    audit = Agent("audit")
+    audit.on("#")(note)
+    without, with_it = arrows(*order_process()), arrows(audit, *order_process())
+    assert with_it == [*without, 'any -->|"#35;"| agent_audit']
+    assert 'any(["any event"])' in picture.as_mermaid(Choreography.of([audit, *order_process()]))
+    assert "any event" not in picture.as_mermaid(Choreography.of(order_process()))
+
+
+def test_mermaid_draws_what_is_only_looked_at_as_nobodys() -> None:
+    """As `choreo check` has it; an end stays an end although somebody looks on."""
 
     def begin(placed: Placed) -> Paid | Closed:
         raise NotImplementedError
 
+    def unfed(envelope: Envelope) -> None:
+        raise NotImplementedError
+
+    order, audit, idle = Agent("order"), Agent("audit"), Agent("idle")
     order.on(begin)
-    assert arrows(order, audit) == [
-        'outside -->|"tp.#35;"| agent_audit',
+    audit.on("tp.#")(note)
+    idle.on("tp.paid.*")(unfed)
+    assert arrows(order, audit, idle) == [
         'outside -->|"tp.placed"| agent_order',
-        'agent_order -->|"tp.#35;"| agent_audit',
+        'agent_order -->|"tp.paid"| nobody',
         'agent_order -->|"tp.closed"| done',
+        'any -->|"tp.#35;"| agent_audit',
+        'nobody -->|"tp.paid.#42;"| agent_idle',
     ]
+
+
+def test_mermaid_draws_a_topic_that_is_named_to_an_envelope() -> None:
+    """Whoever names a topic takes it, also as an envelope."""
+    shipping, audit = Agent("shipping"), Agent("audit")
+    shipping.on(ship)
+    audit.on("tp.shipped")(note)
+    assert 'agent_shipping -->|"tp.shipped"| agent_audit' in arrows(shipping, audit)
+
+
+def test_mermaid_draws_what_an_onlooker_emits() -> None:
+    """One that takes whatever matches a pattern may be a bridge: what comes out of it is part of the flow."""
+
+    def close_all(envelope: Envelope) -> Closed:
+        raise NotImplementedError
+
+    bridge = Agent("bridge")
+    bridge.on("tp.*")(close_all)
+    assert arrows(bridge) == ['agent_bridge -->|"tp.closed"| done', 'any -->|"tp.#42;"| agent_bridge']
 
 
 def test_mermaid_draws_a_pattern_over_a_union_event_by_event() -> None:
@@ -295,17 +329,46 @@ def test_data_is_whole() -> None:
 @pytest.mark.parametrize(
     "edge",
     [
-        {"event": "tp.placed", "from": None, "by": "outside", "to": "payment.charge", "compensates": None},
-        {"event": "tp.paid", "from": "payment.charge", "by": "return", "to": "shipping.ship", "compensates": None},
-        {"event": "tp.declined", "from": "payment.charge", "by": "otherwise", "to": "order.close", "compensates": None},
+        {
+            "event": "tp.placed",
+            "from": None,
+            "by": "outside",
+            "to": "payment.charge",
+            "compensates": None,
+            "pattern": None,
+        },
+        {
+            "event": "tp.paid",
+            "from": "payment.charge",
+            "by": "return",
+            "to": "shipping.ship",
+            "compensates": None,
+            "pattern": None,
+        },
+        {
+            "event": "tp.declined",
+            "from": "payment.charge",
+            "by": "otherwise",
+            "to": "order.close",
+            "compensates": None,
+            "pattern": None,
+        },
         {
             "event": "tp.failed",
             "from": "shipping.ship",
             "by": "return",
             "to": "payment.refund",
             "compensates": "charge",
+            "pattern": None,
         },
-        {"event": "tp.refunded", "from": "payment.refund", "by": "return", "to": None, "compensates": None},
+        {
+            "event": "tp.refunded",
+            "from": "payment.refund",
+            "by": "return",
+            "to": None,
+            "compensates": None,
+            "pattern": None,
+        },
     ],
 )
 def test_edges_say_how_each_event_goes(edge: dict[str, Any]) -> None:
@@ -321,6 +384,23 @@ def test_edges_of_what_is_missing_have_no_end() -> None:
     bridge.on("tp-unknown")(note)
     data = picture.as_json(Choreography.of([bridge]))
     assert data["edges"] == [
-        {"event": "tp-unknown", "from": None, "by": None, "to": "bridge.note", "compensates": None}
+        {"event": "tp-unknown", "from": None, "by": None, "to": "bridge.note", "compensates": None, "pattern": None}
     ]
     assert (data["events"][0]["class"], data["events"][0]["version"]) == (None, None)
+
+
+def test_edges_to_who_looks_on_name_the_pattern() -> None:
+    """So a program can leave them out as the picture does; an event that is only looked at goes to nobody besides."""
+    shipping, audit = Agent("shipping"), Agent("audit")
+    shipping.on(ship)
+    audit.on("tp.#")(note)
+    edges = picture.as_json(Choreography.of([shipping, audit]))["edges"]
+    assert [(each["event"], each["to"], each["pattern"]) for each in edges] == [
+        ("tp.placed", "audit.note", "tp.#"),
+        ("tp.paid", "shipping.ship", None),
+        ("tp.paid", "audit.note", "tp.#"),
+        ("tp.shipped", None, None),
+        ("tp.shipped", "audit.note", "tp.#"),
+        ("tp.failed", None, None),
+        ("tp.failed", "audit.note", "tp.#"),
+    ]
