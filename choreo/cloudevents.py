@@ -15,9 +15,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final
 
+from choreo.body.strict_json import strict_json
 from choreo.errors import EnvelopeError
 from choreo.message import CE, TRACEPARENT, TRACESTATE, VERSION, Message, Reason
-from choreo.strict_json import strict_json
 
 STRUCTURED: Final = "application/cloudevents+json"
 BATCH: Final = "application/cloudevents-batch+json"

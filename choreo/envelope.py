@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from pydantic_core import to_json
 
 from choreo import clock, cloudevents
+from choreo.body.strict_json import strict_json
 from choreo.cloudevents import STRUCTURED
 from choreo.errors import EnvelopeError
 from choreo.event import Declaration, Event, codec, declaration
@@ -43,7 +44,6 @@ from choreo.message import (
     identity,
     measure,
 )
-from choreo.strict_json import strict_json
 
 _ID, _SOURCE, _TIME = (CE + attribute for attribute in ("id", "source", "time"))
 _OTHER_IDS, _OTHER_SOURCES = (

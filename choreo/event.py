@@ -15,9 +15,9 @@ from pydantic._internal._model_construction import ModelMetaclass  # there is no
 from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 
 from choreo import frames
-from choreo.codec import UNPROVEN, Codec
+from choreo.body.codec import UNPROVEN, Codec
+from choreo.body.keys import Unwritable
 from choreo.errors import DeclarationError, EventMutated
-from choreo.wire_keys import Unwritable
 
 TOPIC: Final = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 MAX_TOPIC: Final = (

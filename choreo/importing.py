@@ -19,7 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from choreo import frames, ownership
+from choreo import frames
+from choreo.config import ownership
 from choreo.errors import ConfigurationError, DeclarationError
 
 IMPORTING: Final = "while choreo imported"  # begins the note on an exception of the user's own module

@@ -12,10 +12,10 @@ import aio_pika
 from aio_pika.exceptions import AMQPError
 
 from choreo import Agent
+from choreo.config.settings import Settings, load
 from choreo.operate import development
 from choreo.operate.development import Kind
 from choreo.rabbit.session import connect
-from choreo.settings import Settings, load
 from choreo.topology import Topology
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from agents.events import OrderPlaced
 from choreo import Agent, Publisher
+from choreo.config.settings import Settings
 from choreo.rabbit import session
 from choreo.runtime.worker import Worker
-from choreo.settings import Settings
 from choreo.transport import Session
 from demo.ledger import Ledger
 from demo.processes import Processes

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from choreo import ChoreoError
-from choreo.rabbit.process_group import ProcessGroup
+from choreo.testing.rabbitmq.process_group import ProcessGroup
 
 NAMES = ("order", "payment", "inventory", "shipping", "notification")
 PATIENCE = 10.0  # seconds for the agents to end when they are asked to

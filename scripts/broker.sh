@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 say() { echo "broker: $*" >&2; }
 
 # The demo and the tests look in the same places.
-have_server() { .venv/bin/python -c 'from choreo.rabbit.release import find_server as f; raise SystemExit(f() is None)'; }
+have_server() { .venv/bin/python -c 'from choreo.testing.rabbitmq.release import find_server as f; raise SystemExit(f() is None)'; }
 # amqp-publish and amqp-consume play the foreign participant in some tests.
 have_tools() { command -v amqp-publish >/dev/null; }
 can_install() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }

@@ -22,11 +22,11 @@ from typing import IO, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from choreo.broker.server.background import EmbeddedBroker
 from choreo.errors import ChoreoError
-from choreo.rabbit.cluster import Cluster
-from choreo.rabbit.node import Node
-from choreo.rabbit.release import INSTALL, find_server
-from choreo.server.background import EmbeddedBroker
+from choreo.testing.rabbitmq.cluster import Cluster
+from choreo.testing.rabbitmq.node import Node
+from choreo.testing.rabbitmq.release import INSTALL, find_server
 from tests.embedded_node import VERSION, EmbeddedNode, EmbeddedProcess
 
 EMBEDDED = os.environ.get("CHOREO_TEST_BROKER") == "embedded"

@@ -13,9 +13,9 @@ from typing import Any, Self
 
 import pytest
 
-from choreo.rabbit import probe
-from choreo.rabbit.ports import Ports
-from choreo.server.background import EmbeddedBroker
+from choreo.broker.server.background import EmbeddedBroker
+from choreo.testing.rabbitmq import probe
+from choreo.testing.rabbitmq.ports import Ports
 from tests.waiting import until
 
 VERSION = "4.3.6"  # whose behaviour it has

@@ -17,9 +17,9 @@ from choreo.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
     from choreo.agent import Agent
+    from choreo.config.settings import Settings
     from choreo.operate.development import Kind, Place
     from choreo.runtime.starting import Start
-    from choreo.settings import Settings
 
 _SHOWN: Final = 3  # events that the start shows how to publish
 
@@ -66,9 +66,9 @@ def dev(
     Other commands in the same project (publish, inspect, dlq, run) find this broker by themselves, unless a setting
     names another one.
     """
+    from choreo.config.settings import load
     from choreo.observe import logs
     from choreo.runtime.starting import Start
-    from choreo.settings import load
 
     streams.prints_never_fail()
     start = Start("starting a broker")
@@ -128,10 +128,10 @@ def _kind(
 
 
 def _start(stack: ExitStack, kind: Kind, settings: Settings, port: int | None, persist: Path | None) -> Place:
-    from choreo import beacon
+    from choreo.config import dev_file
     from choreo.operate import development
 
-    fire = stack.enter_context(beacon.light(settings.root))
+    fire = stack.enter_context(dev_file.light(settings.root))
     place = stack.enter_context(development.opened(kind, port=port, persist=persist))
     fire.shine(place.url, place.kind)
     for number, line in enumerate(place.text.splitlines()):

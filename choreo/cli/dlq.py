@@ -14,9 +14,9 @@ from choreo.cli.options import Output, OutputOption, Url, Yes
 from choreo.printable import visible
 
 if TYPE_CHECKING:
+    from choreo.config.settings import Settings
     from choreo.operate.dlq import DeadLetterQueue, Look
     from choreo.operate.repair import Repair
-    from choreo.settings import Settings
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ import typer
 from choreo.cli import options, output
 
 if TYPE_CHECKING:
-    from choreo.choreography import Choreography
-    from choreo.settings import Settings
+    from choreo.config.settings import Settings
+    from choreo.graph.choreography import Choreography
 
 Names = Annotated[
     list[str] | None,
@@ -42,7 +42,7 @@ def graph(
     ] = Format.TEXT,
 ) -> None:
     """Draw the choreography: who emits and takes what, retries, dead-letter queues, compensations. Needs no broker."""
-    from choreo import picture
+    from choreo.graph import render
     from choreo.observe import logs
 
     output.keep_data_apart()
@@ -51,17 +51,17 @@ def graph(
     choreography = declared(names or (), settings)
     match form:
         case Format.TEXT:
-            output.write(picture.as_text(choreography, settings.namespace), nl=False)
+            output.write(render.as_text(choreography, settings.namespace), nl=False)
         case Format.MERMAID:
-            output.write(picture.as_mermaid(choreography), nl=False)
+            output.write(render.as_mermaid(choreography), nl=False)
         case Format.JSON:
-            output.write_json(picture.as_json(choreography, settings.namespace))
+            output.write_json(render.as_json(choreography, settings.namespace))
 
 
 def declared(names: Sequence[str], settings: Settings) -> Choreography:
     """Return the choreography of the named agents, or of all in the agents folder; it is an error to have none."""
     from choreo import loader
-    from choreo.choreography import Choreography
+    from choreo.graph.choreography import Choreography
 
     folder = settings.agents_folder
     agents = [loader.load(name, folder) for name in names] if names else loader.load_all(folder)

@@ -19,8 +19,8 @@ from choreo.printable import visible
 
 if TYPE_CHECKING:
     from choreo.agent import Agent
+    from choreo.config.settings import Settings
     from choreo.rabbit.management import Management
-    from choreo.settings import Settings
     from choreo.topology import Names
     from choreo.transport import Session
 

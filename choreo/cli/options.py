@@ -12,7 +12,7 @@ from choreo.errors import UsageError
 from choreo.printable import visible
 
 if TYPE_CHECKING:
-    from choreo.settings import Settings
+    from choreo.config.settings import Settings
 
 Choice = TypeVar("Choice", bound=StrEnum)
 Number = TypeVar("Number", int, float)
@@ -28,7 +28,7 @@ class Output(StrEnum):
 
 def settings(**options: Any) -> Settings:
     """Return the settings, `options` of the command line among them; say which variables seem to be misspelt."""
-    from choreo.settings import from_command_line
+    from choreo.config.settings import from_command_line
 
     found = from_command_line(**options)
     for doubt in found.doubts:

@@ -23,7 +23,7 @@ from choreo.errors import ChoreoError
 from choreo.printable import folded, visible, visible_json
 
 if TYPE_CHECKING:
-    from choreo.settings import Settings
+    from choreo.config.settings import Settings
 
 T = TypeVar("T")
 

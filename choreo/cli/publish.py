@@ -18,11 +18,11 @@ from choreo.cli.output import write as write_text
 from choreo.errors import ChoreoError
 
 if TYPE_CHECKING:
+    from choreo.config.settings import Settings
     from choreo.message import Message
     from choreo.operate.batch import Batch
     from choreo.operate.payload import Form
     from choreo.operate.sending import Pace, Tally
-    from choreo.settings import Settings
 
 Write = Callable[["Message"], None]
 
@@ -234,6 +234,6 @@ def _plan_text(message: Message) -> str:
 
 def _shown(message: Message) -> Any:
     """Return the body without its secrets."""
-    from choreo.codec import masked
+    from choreo.body.codec import masked
 
     return masked(json.loads(message.body), message.headers)

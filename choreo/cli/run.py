@@ -17,8 +17,8 @@ from choreo.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
     from choreo.agent import Agent
+    from choreo.config.settings import Settings
     from choreo.runtime.starting import Start
-    from choreo.settings import Settings
 
 
 def run(  # noqa: PLR0917 - typer makes an option of each

@@ -12,13 +12,13 @@ from decimal import Decimal
 from typing import Any, Final
 
 from choreo.agent import Agent
+from choreo.config.settings import Settings
 from choreo.errors import AccessRefused, ChoreoError, DeadlinePassed
 from choreo.event import Event
 from choreo.logger import get_logger
 from choreo.rabbit.session import Connector
 from choreo.runtime.publisher import Publisher
 from choreo.runtime.worker import Worker
-from choreo.settings import Settings
 from choreo.topology import Topology
 from choreo.transport import Session
 

@@ -16,13 +16,13 @@ from typing import Any
 
 from choreo import __version__
 from choreo.agent import Agent
-from choreo.choreography import Choreography
+from choreo.broker.server.background import EmbeddedBroker
+from choreo.broker.server.listener import PORT
 from choreo.errors import ChoreoError
+from choreo.graph.choreography import Choreography
 from choreo.operate import example
-from choreo.rabbit.node import Node
 from choreo.runtime.service import Stop, signals
-from choreo.server.background import EmbeddedBroker
-from choreo.server.listener import PORT
+from choreo.testing.rabbitmq.node import Node
 
 
 class Kind(StrEnum):

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from choreo import dead_letter
 from choreo.agent import NAME
-from choreo.codec import masked
+from choreo.body.codec import masked
 from choreo.dead_letter import DeadLetter
 from choreo.errors import (
     ChoreoError,

@@ -9,8 +9,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
+from choreo.body.keys import DEEP, folded
 from choreo.event import Event, codec
-from choreo.wire_keys import DEEP, folded
 
 _DEPTH: Final = 5
 _TRIES: Final = ("a", "1", "AAA", "aaa", "")  # a text may have to be a number, or three letters; "": as little as goes

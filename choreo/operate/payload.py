@@ -10,11 +10,11 @@ from typing import Any, Final, Self
 
 from pydantic import AliasChoices, AliasPath, BaseModel, RootModel, ValidationError
 
+from choreo.body.strict_json import strict_json
 from choreo.envelope import enclose
 from choreo.errors import EnvelopeError, PayloadError, UnknownTopic, UsageError
 from choreo.event import MAX_TOPIC, TOPIC, Event, codec, declaration, known
 from choreo.message import HIDDEN, Message
-from choreo.strict_json import strict_json
 
 SOURCE: Final = "choreo-publish"  # what events published by hand say they come from
 

@@ -17,9 +17,9 @@ from pamqp import commands
 from yarl import URL
 
 from choreo import forks
+from choreo.amqp import encode
 from choreo.envelope import new_id
 from choreo.message import Message
-from choreo.rabbit import encode
 from choreo.rabbit.settlements import Settlements
 from choreo.transport import Confirmed, Consumer, Delivery, OnDelivery, Publication, Refused, Unknown, nacked
 

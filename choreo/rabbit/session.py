@@ -24,7 +24,7 @@ from aiormq.abc import AbstractChannel
 from pamqp import commands
 from yarl import URL
 
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.errors import BrokerUnreachable, ChoreoError, TopologyMismatch
 from choreo.message import Message
 from choreo.rabbit import calls, lane, plain, translate

@@ -9,7 +9,7 @@ from typing import Final
 
 from aiormq import exceptions as amqp
 
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.errors import AccessRefused, BrokerUnreachable, ChoreoError, ConfigurationError, TopologyMismatch
 
 _LATER: Final = (320, 506, 541)  # closed by an operator, out of resources, internal error: it may pass

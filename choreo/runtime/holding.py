@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from choreo.agent import Agent
+from choreo.config.settings import Settings
 from choreo.logger import get_logger
 from choreo.reaction import Reaction
-from choreo.settings import Settings
 
 # Seconds. A broker closes the channel of a consumer that holds a delivery longer than its consumer_timeout, 30 minutes
 # unless set otherwise, and looks once in a minute. Source: RabbitMQ, Consumers, "Delivery Acknowledgement Timeout".

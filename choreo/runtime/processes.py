@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from choreo.config.settings import Settings
 from choreo.errors import BrokerUnreachable, ConfigurationError, InternalError, UsageError
 from choreo.logger import get_logger
 from choreo.observe import supervisor
@@ -25,7 +26,6 @@ from choreo.runtime.service import Stop, endpoint, signals, watchdog
 from choreo.runtime.starting import Start
 from choreo.runtime.tasks import owned
 from choreo.runtime.worker import SUBSCRIBING
-from choreo.settings import Settings
 
 # A process that ends with one of these before it was ever ready would end so again: nothing is gained by a restart.
 _HOPELESS: Final = frozenset((UsageError.exit_code, ConfigurationError.exit_code, BrokerUnreachable.exit_code))

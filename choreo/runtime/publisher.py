@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from choreo import duration
+from choreo.config.settings import Settings, load
 from choreo.duration import Duration
 from choreo.envelope import seal
 from choreo.errors import PublishRefused, PublishUnknown, UsageError
@@ -19,7 +20,6 @@ from choreo.message import Message
 from choreo.rabbit import session as rabbit
 from choreo.retry import LONGEST_DELAY
 from choreo.runtime.emission import too_large
-from choreo.settings import Settings, load
 from choreo.topology import Names, older_schedule_key, schedule_key
 from choreo.transport import Confirmed, Connect, Publication, Refused, Session, diversion
 

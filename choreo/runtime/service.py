@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Final
 
 from choreo.agent import Agent
+from choreo.config.settings import Settings
 from choreo.logger import get_logger
 from choreo.observe.health import Health
 from choreo.observe.supervisor import Line
@@ -22,7 +23,6 @@ from choreo.runtime.calling import CHILD_CAME_BACK
 from choreo.runtime.starting import Start
 from choreo.runtime.tasks import Failed, owned
 from choreo.runtime.worker import GRACE, State, Worker
-from choreo.settings import Settings
 
 DRAINED: Final = 0
 OUT_OF_TIME: Final = 75

@@ -17,6 +17,7 @@ import tenacity
 
 from choreo import clock
 from choreo.agent import Agent
+from choreo.config.settings import Settings
 from choreo.errors import BrokerUnreachable, ChoreoError, InternalError
 from choreo.logger import get_logger
 from choreo.runtime import backoff, lifespan, lookout
@@ -30,7 +31,6 @@ from choreo.runtime.stall import Standstill
 from choreo.runtime.tasks import first_of, owned, unsaid
 from choreo.runtime.threads import threads
 from choreo.runtime.window import Turns, Window
-from choreo.settings import Settings
 from choreo.topology import Names, Topology
 from choreo.transport import Connect, Delivery, Session
 

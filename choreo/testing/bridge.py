@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeVar
 
-from choreo import in_process
+from choreo.broker import in_process
 from choreo.errors import ChoreoError, UsageError
 from choreo.message import Message
 from choreo.topology import Topology

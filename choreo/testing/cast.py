@@ -7,8 +7,8 @@ from types import ModuleType
 
 from choreo import loader
 from choreo.agent import Agent
+from choreo.config.settings import load as load_settings
 from choreo.errors import UsageError
-from choreo.settings import load as load_settings
 
 Cast = Agent | ModuleType | str
 

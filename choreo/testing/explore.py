@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from structlog.testing import capture_logs
 
+from choreo.config.settings import Settings
 from choreo.errors import ScheduleFailed, UsageError
-from choreo.settings import Settings
 from choreo.testing import seeds
 from choreo.testing.faults import Faults
 from choreo.testing.record import Hop

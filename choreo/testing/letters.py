@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from choreo import dead_letter, in_process
+from choreo import dead_letter
+from choreo.broker import in_process
 from choreo.dead_letter import DeadLetter
 from choreo.frames import is_the_users, near
 from choreo.topology import Names

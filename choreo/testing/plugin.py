@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 if TYPE_CHECKING:
-    from choreo.rabbit.node import Node
+    from choreo.testing.rabbitmq.node import Node
     from choreo.testing.rehearsal import Rehearsal
 
 _NO_RABBITMQ: Final = "no RabbitMQ"
@@ -101,8 +101,8 @@ def rehearsal() -> Rehearsal:
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A private RabbitMQ node for the whole run: `rabbitmq.url`. Where there is no RabbitMQ, the test is skipped."""
     from choreo.errors import ChoreoError
-    from choreo.rabbit.node import Node
-    from choreo.rabbit.release import INSTALL, find_server
+    from choreo.testing.rabbitmq.node import Node
+    from choreo.testing.rabbitmq.release import INSTALL, find_server
 
     if find_server() is None:
         pytest.skip(f"{_NO_RABBITMQ}: {INSTALL}")
@@ -134,7 +134,8 @@ def _claim_agents(here: Path) -> None:
     nearest = next((file for each in (here, *here.parents) if (file := each / "pyproject.toml").is_file()), None)
     if not (here / "agents").is_dir() and (nearest is None or b"tool.choreo" not in nearest.read_bytes()):
         return  # no project of ours, which is not to wait for our imports
-    from choreo import importing, loader, project
+    from choreo import importing, loader
+    from choreo.config import project
     from choreo.errors import ChoreoError
 
     try:

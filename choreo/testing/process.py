@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Final
 
-from choreo import in_process
 from choreo.agent import Agent, Lifespan
+from choreo.broker import in_process
+from choreo.config.settings import Settings
 from choreo.envelope import Envelope
 from choreo.errors import BrokerUnreachable
 from choreo.event import Event
@@ -26,7 +27,6 @@ from choreo.runtime.calling import listed, unfolded
 from choreo.runtime.due import DueEvents
 from choreo.runtime.publisher import Publisher
 from choreo.runtime.worker import Worker
-from choreo.settings import Settings
 from choreo.testing.faults import Fates, Point
 from choreo.testing.loop import VirtualLoop
 from choreo.testing.record import Record

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from choreo.agent import Agent
-from choreo.choreography import Choreography, full_name
 from choreo.envelope import Envelope, open_envelope
 from choreo.errors import EnvelopeError, UsageError
 from choreo.event import Event, declaration, known
+from choreo.graph.choreography import Choreography, full_name
 from choreo.message import TOPIC, Message
 from choreo.reaction import Reaction
 from choreo.topology import Names, topic_of

@@ -10,14 +10,15 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, overload
 
-from choreo import clock, duration, in_process
+from choreo import clock, duration
+from choreo.broker import in_process
+from choreo.broker.core import QueueOk
+from choreo.config.settings import Settings
 from choreo.dead_letter import DeadLetter
 from choreo.duration import Duration
-from choreo.embedded import QueueOk
 from choreo.errors import FaultUnused, NotSettled, UsageError
 from choreo.event import Event, declaration
 from choreo.runtime.publisher import Publisher, Receipt
-from choreo.settings import Settings
 from choreo.testing import letters, seeds
 from choreo.testing.bridge import bridged
 from choreo.testing.cast import Cast, agents_of, name_of

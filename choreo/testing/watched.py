@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from choreo.broker.in_process import InProcessConsumer, InProcessSession
 from choreo.errors import ChoreoError
-from choreo.in_process import InProcessConsumer, InProcessSession
 from choreo.message import Message
 from choreo.testing.faults import Fates, Point
 from choreo.testing.record import Record

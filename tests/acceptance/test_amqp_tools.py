@@ -13,10 +13,10 @@ import pytest
 from pydantic import SecretStr
 
 from choreo import Agent, Event
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
+from choreo.config.settings import Settings
 from choreo.rabbit.session import connect
 from choreo.runtime.worker import State, Worker
-from choreo.settings import Settings
 from choreo.topology import Binding, Names, Queue, Topology
 from choreo.transport import Connect
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 import pytest
 
 from choreo.agent import Agent
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
+from choreo.config.settings import Settings
 from choreo.operate.bench import SIZE, Bench
-from choreo.rabbit.node import Node
-from choreo.rabbit.ports import Ports
 from choreo.rabbit.session import connect
-from choreo.settings import Settings
+from choreo.testing.rabbitmq.node import Node
+from choreo.testing.rabbitmq.ports import Ports
 from choreo.topology import Topology
 from tests.conftest import Running
 from tests.waiting import until

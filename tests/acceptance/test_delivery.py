@@ -23,6 +23,7 @@ from pydantic import SecretStr, field_validator
 
 from choreo import dead_letter, outcome, topology
 from choreo.agent import Agent
+from choreo.config.settings import Settings
 from choreo.dead_letter import DeadLetter
 from choreo.envelope import Envelope, seal
 from choreo.errors import BrokerUnreachable, PublishRefused, PublishUnknown, UsageError
@@ -34,7 +35,6 @@ from choreo.reaction import Context
 from choreo.retry import Retry
 from choreo.runtime.publisher import Publisher
 from choreo.runtime.worker import State, Worker
-from choreo.settings import Settings
 from choreo.topology import Binding, Names, Queue, Topology
 from choreo.transport import Confirmed, Delivery, QueueStats, Refused, Session
 from tests.waiting import eventually

@@ -21,13 +21,13 @@ import pytest
 
 from choreo import dead_letter
 from choreo.agent import Agent
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.errors import ChoreoError, PartlyDone
 from choreo.event import Event
 from choreo.message import Message
 from choreo.operate.dlq import DeadLetterQueue
-from choreo.rabbit.node import Node
 from choreo.rabbit.session import RabbitSession, connect
+from choreo.testing.rabbitmq.node import Node
 from choreo.topology import Names, Topology
 from choreo.transport import Confirmed, Delivery, QueueStats
 from tests.conftest import Running, environment

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from choreo.agent import Agent
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.message import Message
-from choreo.rabbit.node import Node
 from choreo.rabbit.session import RabbitSession, connect
+from choreo.testing.rabbitmq.node import Node
 from choreo.topology import Binding, Names, Topology
 from tests.conftest import Running
 from tests.waiting import until

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.message import Message
 from choreo.rabbit import session as rabbit
 from choreo.topology import Names

@@ -20,11 +20,11 @@ import aio_pika
 import pytest
 
 from choreo.errors import BrokerUnreachable, ConfigurationError
-from choreo.rabbit import probe
-from choreo.rabbit.cluster import Cluster
-from choreo.rabbit.node import Node
-from choreo.rabbit.ports import Ports
-from choreo.rabbit.release import find_server
+from choreo.testing.rabbitmq import probe
+from choreo.testing.rabbitmq.cluster import Cluster
+from choreo.testing.rabbitmq.node import Node
+from choreo.testing.rabbitmq.ports import Ports
+from choreo.testing.rabbitmq.release import find_server
 from tests.waiting import until
 
 pytestmark = pytest.mark.real_node("nodes of RabbitMQ")
@@ -34,7 +34,7 @@ NOBODY = "65534"
 
 STARTER = """
 import encodings.idna, os, pathlib, sys
-from choreo.rabbit.node import Node
+from choreo.testing.rabbitmq.node import Node
 folder, root, user = sys.argv[1:]
 if user:
     os.setgroups([]), os.setgid(int(user)), os.setuid(int(user))

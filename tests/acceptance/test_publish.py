@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.message import Message
-from choreo.rabbit.node import Node
-from choreo.rabbit.ports import Ports
 from choreo.rabbit.session import connect
+from choreo.testing.rabbitmq.node import Node
+from choreo.testing.rabbitmq.ports import Ports
 from choreo.topology import Binding, Exchange, Names, Queue, Topology, schedule_key
 from choreo.transport import Confirmed, Delivery
 from tests.conftest import Running, environment

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.rabbit import session as rabbit
 from choreo.topology import Binding, Exchange, Names, Queue, Topology
 from tests.conftest import environment

@@ -6,10 +6,10 @@ import pytest
 
 import choreo
 from choreo import Agent, Event
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.rabbit import session
-from choreo.rabbit.node import Node
-from choreo.rabbit.release import INSTALL, find_server
+from choreo.testing.rabbitmq.node import Node
+from choreo.testing.rabbitmq.release import INSTALL, find_server
 from choreo.topology import Topology
 from tests.conftest import MISSING
 

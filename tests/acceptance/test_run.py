@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from choreo.agent import Agent
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.message import Message
 from choreo.rabbit import session as rabbit
-from choreo.rabbit.node import Node
+from choreo.testing.rabbitmq.node import Node
 from choreo.topology import Names, Topology
 from choreo.transport import Confirmed, Session
 from tests.waiting import until

@@ -17,16 +17,16 @@ from pydantic import SecretStr
 
 from choreo import dead_letter
 from choreo.agent import Agent
+from choreo.config.settings import Settings
 from choreo.envelope import seal
 from choreo.event import Event
 from choreo.message import ATTEMPT, TOPIC, Message
 from choreo.rabbit import session as rabbit
-from choreo.rabbit.node import Node
 from choreo.reaction import Context
 from choreo.retry import Retry
 from choreo.runtime.publisher import Publisher
 from choreo.runtime.worker import Worker
-from choreo.settings import Settings
+from choreo.testing.rabbitmq.node import Node
 from choreo.topology import Binding, Exchange, Names, Queue, Topology
 from choreo.transport import Confirmed, Delivery, Session
 from tests.waiting import eventually

@@ -18,8 +18,8 @@ import pytest
 from aio_pika.exceptions import ChannelPreconditionFailed
 
 from choreo import ChoreoError, Event, connect
-from choreo.rabbit.node import Node
 from choreo.runtime import lookout
+from choreo.testing.rabbitmq.node import Node
 from tests.waiting import eventually, until
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ import pytest
 from pydantic import SecretStr
 
 from choreo import dead_letter
+from choreo.config.settings import Settings
 from choreo.errors import PublishFailed
 from choreo.message import Message, Reason, growth
 from choreo.operate.dlq import DeadLetterQueue
 from choreo.rabbit import session as rabbit
-from choreo.rabbit.node import Node
 from choreo.reaction import Context
 from choreo.retry import Retry
-from choreo.settings import Settings
+from choreo.testing.rabbitmq.node import Node
 from tests.acceptance.test_delivery import A_SECOND, PLACED, Placed, Stage, Unreachable
 from tests.faults.poison.fields import text
 from tests.faults.raw_amqp import RawChannel, pack

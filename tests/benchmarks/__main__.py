@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from choreo.rabbit.node import Node
+from choreo.testing.rabbitmq.node import Node
 from tests.benchmarks import growth, page, parts
 from tests.benchmarks.peers import CONTENDERS, Contender
 from tests.benchmarks.referee import WORKLOADS, Referee, Run, RunFailed, Workload

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from choreo.rabbit.node import Node
+from choreo.testing.rabbitmq.node import Node
 from tests.benchmarks.peers import CONTENDERS
 from tests.benchmarks.referee import Referee, Spread, until
 from tests.benchmarks.wire import Wire

@@ -15,9 +15,9 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from choreo import Agent, Event
+from choreo.amqp import decode, encode
 from choreo.envelope import open_envelope, seal
 from choreo.observe import logs
-from choreo.rabbit import decode, encode
 from choreo.rabbit.lane import frames
 from choreo.rabbit.lane.consuming import Consuming
 from choreo.rabbit.lane.protocol import Lane, _Splitter

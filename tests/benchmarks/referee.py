@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from choreo.rabbit.node import Node
+from choreo.testing.rabbitmq.node import Node
 from tests.benchmarks.contenders.order import WINDOW
 from tests.benchmarks.peers import NAMESPACE, PLAIN, Contender
 from tests.benchmarks.wire import Copies, Wire

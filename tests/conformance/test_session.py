@@ -19,15 +19,15 @@ from typing import Any
 import aio_pika
 import pytest
 
-from choreo import in_process
 from choreo.agent import Agent
-from choreo.broker_url import BrokerUrl
+from choreo.broker import in_process
+from choreo.broker.in_process import Host
+from choreo.config.broker_url import BrokerUrl
 from choreo.errors import AccessRefused, BrokerUnreachable, ChoreoError, ConfigurationError, TopologyMismatch
 from choreo.event import Event
-from choreo.in_process import Host
 from choreo.message import Message
 from choreo.rabbit import session as rabbit
-from choreo.rabbit.node import Node
+from choreo.testing.rabbitmq.node import Node
 from choreo.topology import Binding, Exchange, Names, Queue, Topology, return_key, schedule_key
 from choreo.transport import Confirmed, Consumer, Delivery, Publication, Refused, Session, Unknown
 from tests.waiting import eventually

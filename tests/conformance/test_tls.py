@@ -13,12 +13,12 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.errors import ConfigurationError
 from choreo.message import Message
-from choreo.rabbit import probe
 from choreo.rabbit import session as rabbit
-from choreo.rabbit.node import Node
+from choreo.testing.rabbitmq import probe
+from choreo.testing.rabbitmq.node import Node
 from choreo.topology import Binding, Exchange, Queue, Topology
 from choreo.transport import Confirmed, Delivery
 from tests.conftest import ROOT

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from choreo.rabbit.release import find_server
+from choreo.testing.rabbitmq.release import find_server
 from tests.conftest import ROOT, release
 from tests.faults.report import Extent, Row, page, table
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from choreo import dead_letter
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.message import Message, Reason
 from choreo.rabbit import session as rabbit
 from choreo.topology import LEVELS, Names

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 
 import choreo
 from choreo import dead_letter
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.errors import ChoreoError
 from choreo.message import Message
 from choreo.rabbit import session as rabbit

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from choreo.rabbit.node import Node
+from choreo.testing.rabbitmq.node import Node
 from tests.faults.conftest import Scale
 from tests.faults.ledger import BOTH, Ledger, Start
 from tests.faults.report import Row

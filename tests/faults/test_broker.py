@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from choreo.rabbit import probe
-from choreo.rabbit.node import Node
+from choreo.testing.rabbitmq import probe
+from choreo.testing.rabbitmq.node import Node
 from tests.faults.conftest import Scale
 from tests.faults.ledger import CONSUMING, Ledger, Start, most_repeated, said
 from tests.faults.report import Row

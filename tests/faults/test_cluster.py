@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from choreo.rabbit import probe
-from choreo.rabbit.cluster import Cluster
-from choreo.rabbit.node import Node
+from choreo.testing.rabbitmq import probe
+from choreo.testing.rabbitmq.cluster import Cluster
+from choreo.testing.rabbitmq.node import Node
 from tests.conftest import ROOT
 from tests.faults.conftest import Scale
 from tests.faults.report import Row

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from choreo.rabbit.node import Node
+from choreo.testing.rabbitmq.node import Node
 from tests.faults.conftest import Scale
 from tests.faults.report import Row
 from tests.faults.stream import Stream

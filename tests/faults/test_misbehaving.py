@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from choreo import dead_letter
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.message import Message, Reason
 from choreo.rabbit import session as rabbit
 from choreo.topology import DELIVERY_LIMIT, Names
@@ -117,7 +117,7 @@ import sys
 from choreo import loader
 from choreo.observe import logs
 from choreo.runtime.service import serve
-from choreo.settings import load
+from choreo.config.settings import load
 
 settings = load()
 logs.configure("warning", "json")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from choreo.rabbit.node import Node
+from choreo.testing.rabbitmq.node import Node
 from tests.faults.conftest import Scale
 from tests.faults.ledger import BOTH, CONSUMING, LOST, PREFETCH, Ledger, Start, most_repeated, said
 from tests.faults.proxy import Proxy

@@ -16,10 +16,10 @@ from typing import Final
 
 import pytest
 
+from choreo.amqp import decode
 from choreo.message import Reason
-from choreo.rabbit import decode
-from choreo.rabbit.node import Node
-from choreo.rabbit.release import find_server
+from choreo.testing.rabbitmq.node import Node
+from choreo.testing.rabbitmq.release import find_server
 from choreo.topology import Names
 from tests.conftest import EMBEDDED, ROOT, Running, release
 from tests.faults.conftest import Scale

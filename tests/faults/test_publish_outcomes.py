@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import pytest
 
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.message import Message
 from choreo.rabbit import session as rabbit
-from choreo.rabbit.node import Node
+from choreo.testing.rabbitmq.node import Node
 from choreo.topology import Binding, Exchange, Names, Queue, Topology
 from choreo.transport import Confirmed, Publication, Refused, Session, Unknown
 from tests.faults.conftest import Scale

@@ -14,10 +14,10 @@ import aio_pika
 import pytest
 
 import choreo
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.message import Message
 from choreo.rabbit import session as rabbit
-from choreo.rabbit.node import Node
+from choreo.testing.rabbitmq.node import Node
 from choreo.topology import LEVELS, Names, Topology
 from choreo.transport import Confirmed
 from tests.faults.conftest import Scale

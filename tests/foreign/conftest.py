@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import aiormq
 import pytest
 
-from choreo.server.background import EmbeddedBroker
+from choreo.broker.server.background import EmbeddedBroker
 from tests.conftest import Running
 from tests.embedded_node import VERSION
 from tests.foreign.clients import BRINGS, NODE_MODULES, PROGRAMS

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from choreo.server.background import EmbeddedBroker
+from choreo.broker.server.background import EmbeddedBroker
 from tests.server.peer import Peer
 
 

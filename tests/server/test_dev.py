@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from choreo import beacon
+from choreo.config import dev_file
 from tests.conftest import Running
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -139,7 +139,7 @@ def test_dev_uses_the_broker_that_is_named(start_choreo: Start, dev: Callable[..
     running = start_choreo("dev", cwd=elsewhere, env={"CHOREO_URL": url, "CHOREO_NAMESPACE": "other"})
     assert "named in CHOREO_URL" in running.wait_for("broker ")
     running.wait_for("ready ")
-    assert beacon.find(elsewhere) is None
+    assert dev_file.find(elsewhere) is None
 
 
 def test_a_broker_of_its_own_beside_the_named_one_when_told_so(start_choreo: Start, shop: Path):
@@ -191,9 +191,9 @@ def test_what_a_killed_one_left_behind_is_not_found(dev: Callable[..., Running],
     running.send(signal.SIGKILL)
     running.wait()
     assert (shop / ".choreo" / "dev.json").read_text()
-    assert beacon.find(shop) is None
+    assert dev_file.find(shop) is None
     dev()
-    assert beacon.find(shop) is not None
+    assert dev_file.find(shop) is not None
 
 
 def test_state_is_kept_over_a_restart(dev: Callable[..., Running], choreo: Run, shop: Path, tmp_path: Path):

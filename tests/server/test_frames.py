@@ -12,7 +12,7 @@ import aio_pika
 import pytest
 from pamqp import base, commands, frame, header
 
-from choreo.server.background import EmbeddedBroker
+from choreo.broker.server.background import EmbeddedBroker
 from tests.server.peer import GREETING, Peer, publication
 from tests.waiting import until
 

@@ -10,8 +10,8 @@ import pytest
 from pamqp import commands, encode
 from pamqp.common import FieldTable
 
+from choreo.broker.server.background import EmbeddedBroker
 from choreo.errors import ConfigurationError
-from choreo.server.background import EmbeddedBroker
 from tests.server.peer import GREETING, Peer, RefusedError
 
 Connect = Callable[[], Peer]

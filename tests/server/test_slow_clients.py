@@ -8,7 +8,7 @@ from itertools import count
 import pytest
 from pamqp import commands
 
-from choreo.server.background import EmbeddedBroker
+from choreo.broker.server.background import EmbeddedBroker
 from tests.server.peer import Peer, publication
 from tests.waiting import until
 

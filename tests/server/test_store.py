@@ -17,12 +17,12 @@ from typing import Any, cast
 import pytest
 from pamqp import base, commands
 
-from choreo.embedded import Broker, Channel, Stored
+from choreo.amqp import encode
+from choreo.broker.core import Broker, Channel, Stored
+from choreo.broker.server.background import EmbeddedBroker
+from choreo.broker.server.properties import RawProperties
+from choreo.broker.server.store import Store
 from choreo.errors import ConfigurationError
-from choreo.rabbit import encode
-from choreo.server.background import EmbeddedBroker
-from choreo.server.properties import RawProperties
-from choreo.server.store import Store
 from tests.conftest import environment
 from tests.server.peer import Peer, publication
 
@@ -229,7 +229,7 @@ def test_nothing_is_confirmed_when_the_disk_fails(path: Path):
 BROKER = """
     import signal, sys
     from pathlib import Path
-    from choreo.server.background import EmbeddedBroker
+    from choreo.broker.server.background import EmbeddedBroker
 
     broker = EmbeddedBroker("0", port=0, persist=Path(sys.argv[1])).start()
     print(broker.port, flush=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from choreo import beacon
+from choreo.config import dev_file
+from choreo.config.settings import load
 from choreo.errors import ConfigurationError
-from choreo.settings import load
 
 URL = "amqp://127.0.0.1:5999"
 
@@ -33,12 +33,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_it_is_found_while_it_shines(here: Path):
     """From any folder of the project; before and afterwards the default is what it always was."""
     (here / "deep").mkdir()
-    with beacon.light(here) as fire:
+    with dev_file.light(here) as fire:
         assert load().found is None
         fire.shine(URL, "embedded")
         os.chdir(here / "deep")
         settings = load()
-        assert settings.found == beacon.Found(URL, "embedded", os.getpid())
+        assert settings.found == dev_file.Found(URL, "embedded", os.getpid())
         assert settings.url.get_secret_value() == URL
         assert str(here / ".choreo") in settings.name_of("url")
     assert load().found is None
@@ -58,7 +58,7 @@ def test_a_broker_that_is_named_comes_first(here: Path, monkeypatch: pytest.Monk
             (here / ".env").write_text("CHOREO_URL=amqp://named\n")
         case _:
             (here / "pyproject.toml").write_text('[tool.choreo]\nurl = "amqp://named"\n')
-    with beacon.light(here) as fire:
+    with dev_file.light(here) as fire:
         fire.shine(URL, "embedded")
         settings = load(**given)
         assert settings.found is None
@@ -71,34 +71,34 @@ def test_a_leftover_is_not_found(here: Path, content: str):
     (here / ".choreo").mkdir()
     (here / ".choreo" / "dev.json").write_text(content)
     (here / ".choreo" / "dev.json").chmod(0o600)
-    assert beacon.find(here) is None
+    assert dev_file.find(here) is None
     assert load().doubts == ()
-    with beacon.light(here) as fire:
-        assert beacon.find(here) is None
+    with dev_file.light(here) as fire:
+        assert dev_file.find(here) is None
         fire.shine(URL, "embedded")
-        assert beacon.find(here) is not None
+        assert dev_file.find(here) is not None
 
 
 def test_one_at_a_time(here: Path):
-    with beacon.light(here) as fire:
+    with dev_file.light(here) as fire:
         fire.shine(URL, "embedded")
         with (
             pytest.raises(ConfigurationError, match=rf"runs already in .* \(process {os.getpid()}, {URL}\)"),
-            beacon.light(here),
+            dev_file.light(here),
         ):
             pass
-    with beacon.light(here):
+    with dev_file.light(here):
         pass
 
 
 def test_git_does_not_see_it(here: Path):
-    with beacon.light(here):
+    with dev_file.light(here):
         assert (here / ".choreo" / ".gitignore").read_text() == "*\n"
 
 
 def test_a_folder_that_cannot_be_made_is_a_named_error(here: Path):
     (here / ".choreo").touch()
-    with pytest.raises(ConfigurationError, match=r"dev\.json cannot be written"), beacon.light(here):
+    with pytest.raises(ConfigurationError, match=r"dev\.json cannot be written"), dev_file.light(here):
         pass
 
 
@@ -120,7 +120,7 @@ RIGHT = {"url": URL, "kind": "embedded", "pid": 1}
 def test_what_is_written_right_and_held_is_found(here: Path):
     """The counterpart of the cases below."""
     with held(here, RIGHT):
-        assert beacon.find(here) == beacon.Found(URL, "embedded", 1)
+        assert dev_file.find(here) == dev_file.Found(URL, "embedded", 1)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_what_choreo_dev_does_not_write_is_not_used(here: Path, content: object)
 def test_a_file_that_others_can_open_is_not_used(here: Path, mode: int):
     """Whoever can open a leftover can hold it, and listen at its port."""
     with held(here, RIGHT, mode):
-        assert beacon.find(here) is None
+        assert dev_file.find(here) is None
         (doubt,) = load().doubts
         assert "is open to other users" in doubt
 
@@ -165,10 +165,10 @@ def test_a_file_that_others_can_open_is_not_used(here: Path, mode: int):
 def test_another_users_file_is_not_used(here: Path, part: str):
     with held(here, RIGHT):
         os.chown(here / part, 64123, -1)
-        assert beacon.find(here) is None
+        assert dev_file.find(here) is None
         assert load().doubts
     if part == ".choreo":
-        with pytest.raises(ConfigurationError, match="belongs to uid 64123"), beacon.light(here):
+        with pytest.raises(ConfigurationError, match="belongs to uid 64123"), dev_file.light(here):
             pass
 
 
@@ -179,9 +179,9 @@ def test_a_link_is_replaced_and_never_written_through(here: Path, name: str):
     target.write_text("precious")
     (here / ".choreo").mkdir()
     (here / ".choreo" / name).symlink_to(target)
-    with beacon.light(here) as fire:
+    with dev_file.light(here) as fire:
         fire.shine(URL, "embedded")
-        assert beacon.find(here) is not None
+        assert dev_file.find(here) is not None
     assert target.read_text() == "precious"
 
 
@@ -201,7 +201,7 @@ def test_what_cannot_be_the_lock_is_refused(here: Path, way: str):
             lock.mkdir()
         case _:
             os.mkfifo(lock)
-    with pytest.raises(ConfigurationError, match=r"dev\.json cannot be written") as raised, beacon.light(here):
+    with pytest.raises(ConfigurationError, match=r"dev\.json cannot be written") as raised, dev_file.light(here):
         pass
     assert raised.value.way_out.startswith(f"remove {here / '.choreo'}")
     assert target.read_text() == "precious"
@@ -211,20 +211,20 @@ def test_a_folder_that_is_a_link_is_refused(here: Path):
     elsewhere = here / "elsewhere"
     elsewhere.mkdir()
     (here / ".choreo").symlink_to(elsewhere)
-    with pytest.raises(ConfigurationError, match="a link"), beacon.light(here):
+    with pytest.raises(ConfigurationError, match="a link"), dev_file.light(here):
         pass
     assert list(elsewhere.iterdir()) == []
-    assert beacon.find(here) is None
+    assert dev_file.find(here) is None
 
 
 @pytest.mark.timeout(20)
 def test_a_pipe_in_its_place_is_not_waited_for(here: Path):
     (here / ".choreo").mkdir()
     os.mkfifo(here / ".choreo" / "dev.json")
-    assert beacon.find(here) is None
-    with beacon.light(here) as fire:
+    assert dev_file.find(here) is None
+    with dev_file.light(here) as fire:
         fire.shine(URL, "embedded")
-        assert beacon.find(here) is not None
+        assert dev_file.find(here) is not None
 
 
 def test_a_child_does_not_keep_it_alight(here: Path):
@@ -232,8 +232,8 @@ def test_a_child_does_not_keep_it_alight(here: Path):
     program = f"""
 import os, sys
 from pathlib import Path
-from choreo import beacon
-with beacon.light(Path({str(here)!r})) as fire:
+from choreo.config import dev_file
+with dev_file.light(Path({str(here)!r})) as fire:
     fire.shine({URL!r}, "embedded")
     if os.fork():
         sys.stdin.read()
@@ -248,11 +248,11 @@ with beacon.light(Path({str(here)!r})) as fire:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == b"forked\n"
-        assert beacon.find(here) is not None
+        assert dev_file.find(here) is not None
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert (here / ".choreo" / "dev.json").exists()
-        assert beacon.find(here) is None
-        with beacon.light(here):
+        assert dev_file.find(here) is None
+        with dev_file.light(here):
             pass
         process.stdin.close()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
 from choreo.errors import InvalidUrl
 
 SECRET = "s3kr1t"

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from choreo.agent import Agent
-from choreo.choreography import Choreography, Finding, Step, full_name
 from choreo.envelope import Envelope
 from choreo.errors import DeclarationError
 from choreo.event import Event, declaration
+from choreo.graph.choreography import Choreography, Finding, Step, full_name
 from choreo.retry import Retry
 
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from choreo import cloudevents
+from choreo.body.strict_json import strict_json
 from choreo.envelope import Envelope, open_envelope, seal
 from choreo.errors import EnvelopeError
 from choreo.event import Event, upcast
 from choreo.message import MAX_HEADERS, Message, Reason
-from choreo.strict_json import strict_json
 
 TOPIC = "test-cloudevents.paid"
 

@@ -43,7 +43,7 @@ from pydantic_core import core_schema
 from typing_extensions import TypedDict
 
 from choreo import Event
-from choreo.codec import difference, masked
+from choreo.body.codec import difference, masked
 from choreo.envelope import open_envelope, seal
 from choreo.errors import DeclarationError, EnvelopeError, PayloadError, UnreadableEvent
 from choreo.event import codec

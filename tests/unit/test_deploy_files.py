@@ -21,9 +21,9 @@ from agents.events import OrderPlaced
 from agents.inventory import SHELF
 from agents.shipping import WEIGHT
 from choreo import cli, errors, loader
+from choreo.config.settings import Settings
 from choreo.observe.health import Health
 from choreo.runtime import processes
-from choreo.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "choreo@.service"

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from choreo import dead_letter, in_process
+from choreo import dead_letter
+from choreo.broker import in_process
 from choreo.message import Message
 from choreo.runtime.due import DueEvents
 from choreo.testing import VirtualLoop

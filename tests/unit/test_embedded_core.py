@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from choreo.embedded import (
+from choreo.broker.core import (
     Ack,
     AmqpError,
     BasicProperties,

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from choreo.embedded import (
+from choreo.broker.core import (
     Ack,
     AmqpError,
     BasicProperties,

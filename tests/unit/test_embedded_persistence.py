@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
-from choreo.embedded import BasicProperties, Broker, Change, Channel, Counted, Deliver, Sent, Settled, Stored
+from choreo.broker.core import BasicProperties, Broker, Change, Channel, Counted, Deliver, Sent, Settled, Stored
 
 DURABLE = BasicProperties(delivery_mode=2)
 

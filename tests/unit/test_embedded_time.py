@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from choreo.agent import Agent
-from choreo.embedded import BasicProperties, Broker, Channel, Deliver, Sent
+from choreo.broker.core import BasicProperties, Broker, Channel, Deliver, Sent
 from choreo.event import Event
 from choreo.topology import Names, Topology, return_key, schedule_key
 

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
+from choreo.amqp import decode, encode
+from choreo.body.strict_json import strict_json
 from choreo.envelope import derived_id, new_id, open_envelope, seal
 from choreo.errors import EnvelopeError
 from choreo.event import Event, upcast
 from choreo.message import MAX_BODY, MAX_HEADERS, MAX_TEXT, Message, Reason
-from choreo.rabbit import decode, encode
-from choreo.strict_json import strict_json
 
 
 class Paid(Event, topic="test-envelope.paid", version=2):

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from choreo.amqp import decode, encode, header_templates
+from choreo.amqp.header_templates import Layouts
 from choreo.message import Message, excess
-from choreo.rabbit import decode, encode, layouts
-from choreo.rabbit.layouts import Layouts
 
-TIMES = 2 * layouts._OFTEN  # of each shape: what is learned once may be widened by the next ones
+TIMES = 2 * header_templates._OFTEN  # of each shape: what is learned once may be widened by the next ones
 TYPES = b"SSSSSllltbBsuIifdDTVxFAL"
 NAMES = (
     b"a",
@@ -87,7 +87,7 @@ class Maker:
     def properties(self) -> Shape:
         """Flags, and each property that they name; a table's length may lie."""
         flags, parts = 0, Shape()
-        for flag, name, size in (*layouts._PROPERTIES, (0x0004, "", 0), (0x0002, "", 0)):
+        for flag, name, size in (*header_templates._PROPERTIES, (0x0004, "", 0), (0x0002, "", 0)):
             if self.chance.random() > (0.05 if flag < 0x0008 else 0.8 if name == "headers" else 0.4):
                 continue
             flags |= flag

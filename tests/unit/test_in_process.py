@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from choreo.broker.in_process import Host, InProcessSession, connect, look
 from choreo.errors import BrokerUnreachable
-from choreo.in_process import Host, InProcessSession, connect, look
 from choreo.message import Message
 from choreo.testing import VirtualLoop
 from choreo.topology import Binding, Exchange, Queue, Topology

@@ -10,9 +10,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from choreo.amqp import decode, encode, header_templates
+from choreo.amqp.header_templates import Layouts
 from choreo.message import MAX_HEADERS, Message, excess
-from choreo.rabbit import decode, encode, layouts
-from choreo.rabbit.layouts import Layouts
 
 HEADERS = {"ce-id": "0123", "ce-type": "order.placed", "empty": "", "choreo-hops": 3}
 TIME = datetime(2026, 1, 1, tzinfo=UTC)
@@ -40,8 +40,8 @@ def learned(*pairs: tuple[Message, Message], into: Layouts | None = None) -> Lay
     """Layouts for which the two messages of each pair came often."""
     found = into or Layouts()
     for pair in pairs:
-        for number in range(layouts._OFTEN):
-            data = properties(pair[2 * number // layouts._OFTEN])
+        for number in range(header_templates._OFTEN):
+            data = properties(pair[2 * number // header_templates._OFTEN])
             found.learn(data, plainly(data))
     return found
 
@@ -52,9 +52,9 @@ def read(found: Layouts, message: Message) -> Message | None:
 
 def test_layout_is_learned_when_it_has_come_often() -> None:
     found = Layouts()
-    for number in range(layouts._OFTEN):
+    for number in range(header_templates._OFTEN):
         assert read(found, FIRST) is None
-        data = properties((FIRST, OTHER)[2 * number // layouts._OFTEN])
+        data = properties((FIRST, OTHER)[2 * number // header_templates._OFTEN])
         found.learn(data, plainly(data))
     for message in (FIRST, OTHER, replace(OTHER, message_id="\x7f{1}", body=b"{}")):
         assert read(found, message) == replace(message, checked=True)
@@ -124,16 +124,16 @@ def test_a_message_that_was_read_is_its_owners() -> None:
 
 def test_properties_that_are_made_up_do_not_fill_the_memory() -> None:
     found = Layouts()
-    for number in range(layouts._MOST + 50):
+    for number in range(header_templates._MOST + 50):
         made_up = Message(b"", {"x" * (1 + number % 200): "y" * (number // 200)})
         learned((made_up, made_up), into=found)
-    assert found._count == layouts._MOST
+    assert found._count == header_templates._MOST
     found = Layouts()
-    for size in range(2 * layouts._MOST):
+    for size in range(2 * header_templates._MOST):
         made_up = Message(b"", {"": "z" * size})
         found.learn(properties(made_up), made_up)
-    assert len(found._unknown) <= layouts._MOST
-    assert len(found._firsts) <= layouts._MOST
+    assert len(found._unknown) <= header_templates._MOST
+    assert len(found._firsts) <= header_templates._MOST
 
 
 def test_headers_that_no_event_has_are_not_learned() -> None:
@@ -141,7 +141,7 @@ def test_headers_that_no_event_has_are_not_learned() -> None:
     for count, is_learned in ((MAX_HEADERS, True), (MAX_HEADERS + 1, False)):
         message = Message(b"", {f"h{number}": "" for number in range(count)})
         assert (read(learned((message, message)), message) is not None) == is_learned
-    message = Message(b"", {"long": "x" * layouts._LONGEST})
+    message = Message(b"", {"long": "x" * header_templates._LONGEST})
     assert read(learned((message, message)), message) is None
 
 

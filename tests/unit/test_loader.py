@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from choreo.choreography import Choreography
 from choreo.errors import ChoreoError, ConfigurationError, DeclarationError, InvalidName, UnknownAgent
+from choreo.graph.choreography import Choreography
 from choreo.loader import forgotten, known, load, load_all, nobody, require, without_agent
 
 Write = Callable[..., Path]

@@ -27,9 +27,9 @@ from agents.events import (
     StockReserved,
 )
 from choreo import Agent, Context, Envelope, Event
-from choreo.choreography import Choreography
 from choreo.envelope import open_envelope, seal
 from choreo.event import declaration
+from choreo.graph.choreography import Choreography
 from choreo.outcome import DeadLetter, Otherwise, decide
 from choreo.reaction import Reaction
 from demo.ledger import End, Ledger

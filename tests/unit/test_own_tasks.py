@@ -12,14 +12,14 @@ import pytest
 import structlog
 
 from choreo.agent import Agent
+from choreo.broker.in_process import Host, InProcessSession, connect
+from choreo.config.settings import Settings
 from choreo.errors import BrokerUnreachable
 from choreo.event import Event
-from choreo.in_process import Host, InProcessSession, connect
 from choreo.observe.systemd import Notifier
 from choreo.runtime import service
 from choreo.runtime.publisher import Publisher
 from choreo.runtime.worker import State, Worker
-from choreo.settings import Settings
 from choreo.testing import Rehearsal
 from tests.waiting import in_virtual_time
 

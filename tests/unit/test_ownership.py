@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from choreo import ownership
+from choreo.config import ownership
+from choreo.config.settings import load
 from choreo.errors import ConfigurationError
 from choreo.loader import load_all
-from choreo.settings import load
 
 MALLORY = 64123  # a number that nobody has
 ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
@@ -177,7 +177,7 @@ def test_an_ordinary_user_takes_roots_files_and_nobody_elses(tmp_path: Path):
     program = """
         import os, sys
         from pathlib import Path
-        from choreo import ownership
+        from choreo.config import ownership
         os.environ["SUDO_UID"] = "64124"
         os.setgroups([]); os.setgid(64123); os.setuid(64123)
         print(*[ownership.doubt(Path(each)) is None for each in sys.argv[1:]])

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from choreo import picture
 from choreo.agent import Agent
-from choreo.choreography import Choreography
 from choreo.envelope import Envelope
 from choreo.event import Event
+from choreo.graph import render
+from choreo.graph.choreography import Choreography
 from choreo.retry import Retry
 
 
@@ -92,7 +92,7 @@ def test_text_reads_agent_by_agent() -> None:
     """Each reaction with what it takes and emits, its policy, bound, compensation and place; then the dead letters."""
     first = "Pictures of a choreography: as text, as a Mermaid flowchart, as data."
     assert (
-        plain(picture.as_text(Choreography.of(order_process())))
+        plain(render.as_text(Choreography.of(order_process())))
         == f"""\
 payment  {first}
   tp.placed -> charge -> tp.paid
@@ -132,21 +132,21 @@ def test_text_shows_patterns_and_what_they_stand_for() -> None:
     audit, bridge = Agent("audit"), Agent("bridge")
     audit.on("tp.#")(note)
     bridge.on("tp.*")(some)
-    text = picture.as_text(Choreography.of([audit, bridge]))
+    text = render.as_text(Choreography.of([audit, bridge]))
     assert "  tp.# -> note -> nothing\n" in text
     assert "  tp.paid | tp.declined -> some -> nothing\n" in text
 
 
 def test_text_of_nothing_is_short() -> None:
     """Without agents there is nothing from outside and nothing ends."""
-    assert picture.as_text(Choreography.of([])) == "from outside: nothing\nends: nothing\n"
+    assert render.as_text(Choreography.of([])) == "from outside: nothing\nends: nothing\n"
 
 
 def test_names_of_queues_follow_the_namespace() -> None:
     """Text and data name the dead-letter queues as the broker has them."""
     choreography = Choreography.of(order_process())
-    assert "dead letters: shop.payment.dlq" in picture.as_text(choreography, "shop")
-    agents = picture.as_json(choreography, "shop")["agents"]
+    assert "dead letters: shop.payment.dlq" in render.as_text(choreography, "shop")
+    agents = render.as_json(choreography, "shop")["agents"]
     assert [each["dead_letter_queue"] for each in agents] == ["shop.payment.dlq", "shop.shipping.dlq", "shop.order.dlq"]
     assert [each["queue"] for each in agents] == ["shop.payment", "shop.shipping", "shop.order"]
 
@@ -154,7 +154,7 @@ def test_names_of_queues_follow_the_namespace() -> None:
 def test_mermaid_draws_agents_and_the_events_between_them() -> None:
     """External events come from outside, terminal ones end, compensations are dashed, shared ways are one arrow."""
     assert (
-        picture.as_mermaid(Choreography.of(reversed(order_process())))
+        render.as_mermaid(Choreography.of(reversed(order_process())))
         == """\
 flowchart LR
     outside(["outside"])
@@ -175,7 +175,7 @@ flowchart LR
 
 def arrows(*agents: Agent) -> list[str]:
     """Return the arrows of the picture."""
-    lines = picture.as_mermaid(Choreography.of(agents)).splitlines()
+    lines = render.as_mermaid(Choreography.of(agents)).splitlines()
     return [line.strip() for line in lines if "|" in line]
 
 
@@ -199,7 +199,7 @@ def test_mermaid_shows_what_is_missing() -> None:
         'nobody -->|"tp.paid"| agent_shipping',
         'agent_shipping -->|"tp.shipped<br/>tp.failed"| nobody',
     ]
-    assert 'nobody{{"nobody"}}' in picture.as_mermaid(Choreography.of([shipping]))
+    assert 'nobody{{"nobody"}}' in render.as_mermaid(Choreography.of([shipping]))
 
 
 def test_mermaid_draws_who_looks_on_beside_the_flow() -> None:
@@ -208,8 +208,8 @@ def test_mermaid_draws_who_looks_on_beside_the_flow() -> None:
     audit.on("#")(note)
     without, with_it = arrows(*order_process()), arrows(audit, *order_process())
     assert with_it == [*without, 'any -->|"#35;"| agent_audit']
-    assert 'any(["any event"])' in picture.as_mermaid(Choreography.of([audit, *order_process()]))
-    assert "any event" not in picture.as_mermaid(Choreography.of(order_process()))
+    assert 'any(["any event"])' in render.as_mermaid(Choreography.of([audit, *order_process()]))
+    assert "any event" not in render.as_mermaid(Choreography.of(order_process()))
 
 
 def test_mermaid_draws_what_is_only_looked_at_as_nobodys() -> None:
@@ -284,7 +284,7 @@ def test_mermaid_keeps_its_own_words_apart_from_names() -> None:
     agents = [Agent(name) for name in names]
     for each in agents:
         each.on(charge)
-    drawn = picture.as_mermaid(Choreography.of(agents))
+    drawn = render.as_mermaid(Choreography.of(agents))
     nodes = dict(re.findall(r'^    (\w+)[({]+\[?"([\w-]+)"', drawn, flags=re.MULTILINE))
     assert len(nodes) == len(names) + 2  # all, and `outside` and `nobody`
     assert [name for node, name in nodes.items() if node.startswith("agent_")] == sorted(names)
@@ -293,7 +293,7 @@ def test_mermaid_keeps_its_own_words_apart_from_names() -> None:
 
 def test_data_is_whole() -> None:
     """Everything that was declared is in the data, which JSON can hold."""
-    data = picture.as_json(Choreography.of(order_process()))
+    data = render.as_json(Choreography.of(order_process()))
     assert json.loads(json.dumps(data)) == data
     payment = data["agents"][0]
     assert payment["name"] == "payment"
@@ -373,7 +373,7 @@ def test_data_is_whole() -> None:
 )
 def test_edges_say_how_each_event_goes(edge: dict[str, Any]) -> None:
     """From which reaction, by return or otherwise, to which reaction, and what that one takes back."""
-    edges = picture.as_json(Choreography.of(order_process()))["edges"]
+    edges = render.as_json(Choreography.of(order_process()))["edges"]
     assert edges.count(edge) == 1
     assert len(edges) == 7
 
@@ -382,7 +382,7 @@ def test_edges_of_what_is_missing_have_no_end() -> None:
     """An unfed event has no emitter and no way, a topic that only text names has no class."""
     bridge = Agent("bridge")
     bridge.on("tp-unknown")(note)
-    data = picture.as_json(Choreography.of([bridge]))
+    data = render.as_json(Choreography.of([bridge]))
     assert data["edges"] == [
         {"event": "tp-unknown", "from": None, "by": None, "to": "bridge.note", "compensates": None, "pattern": None}
     ]
@@ -394,7 +394,7 @@ def test_edges_to_who_looks_on_name_the_pattern() -> None:
     shipping, audit = Agent("shipping"), Agent("audit")
     shipping.on(ship)
     audit.on("tp.#")(note)
-    edges = picture.as_json(Choreography.of([shipping, audit]))["edges"]
+    edges = render.as_json(Choreography.of([shipping, audit]))["edges"]
     assert [(each["event"], each["to"], each["pattern"]) for each in edges] == [
         ("tp.placed", "audit.note", "tp.#"),
         ("tp.paid", "shipping.ship", None),

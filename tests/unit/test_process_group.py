@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from choreo.rabbit.process_group import ProcessGroup
+from choreo.testing.rabbitmq.process_group import ProcessGroup
 
 
 @pytest.mark.parametrize("soft", [200, 1_024])

@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from choreo import in_process
+from choreo.broker import in_process
+from choreo.broker.in_process import Host, InProcessSession
+from choreo.config.settings import Settings
 from choreo.errors import UsageError
 from choreo.event import Event
-from choreo.in_process import Host, InProcessSession
 from choreo.runtime.publisher import Publisher
-from choreo.settings import Settings
 
 
 class Said(Event, topic="test-publisher.said", external=True):

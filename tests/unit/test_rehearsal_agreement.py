@@ -9,11 +9,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError, field_validator
 
-from choreo import Agent, Event, in_process
-from choreo.in_process import look
+from choreo import Agent, Event
+from choreo.broker import in_process
+from choreo.broker.in_process import look
+from choreo.config.settings import Settings
 from choreo.runtime.publisher import Publisher
 from choreo.runtime.worker import Worker
-from choreo.settings import Settings
 from choreo.testing import Rehearsal
 from choreo.testing.loop import VirtualLoop
 from choreo.topology import Names

@@ -12,9 +12,9 @@ import pytest
 
 import choreo
 from choreo import Agent, Context, Event
-from choreo.broker_url import BrokerUrl
+from choreo.config.broker_url import BrokerUrl
+from choreo.config.settings import Settings
 from choreo.rabbit.session import Connector
-from choreo.settings import Settings
 from choreo.testing import Rehearsal
 
 

@@ -199,7 +199,7 @@ def test_other_words_are_no_seed(project: pytest.Pytester):
 def test_without_a_rabbitmq_its_tests_are_skipped_loudly(project: pytest.Pytester):
     """Nothing is found: the summary says how many tests did not run, and how to have them run is in the reason."""
     project.makepyfile("def test_real(rabbitmq): raise AssertionError")
-    project.makeconftest("from choreo.rabbit import release\nrelease.find_server = lambda root=None: None")
+    project.makeconftest("from choreo.testing.rabbitmq import release\nrelease.find_server = lambda root=None: None")
     result = project.runpytest_subprocess(*PLUGIN, "-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["*1 TESTS DID NOT RUN: no RabbitMQ*", "*no RabbitMQ: install it*"])

@@ -9,14 +9,14 @@ import pytest
 import structlog
 
 from choreo import Agent, Event
-from choreo.embedded import BasicProperties
+from choreo.broker.core import BasicProperties
+from choreo.broker.in_process import Host, connect
+from choreo.config.settings import Settings
 from choreo.envelope import open_envelope
 from choreo.errors import NotEmitted
-from choreo.in_process import Host, connect
 from choreo.message import Message, Reason
 from choreo.runtime.returns import Returns
 from choreo.runtime.worker import Worker
-from choreo.settings import Settings
 from choreo.topology import Names
 from choreo.transport import Delivery
 from tests.waiting import eventually, in_virtual_time

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from choreo import dead_letter
+from choreo.amqp import decode, rewrite
 from choreo.message import ASIDE, CE, MAX_HEADER_BYTES, MAX_HEADERS, Message, excess, growth, identity
-from choreo.rabbit import decode, rewrite
 from tests.faults.poison.fields import array, field, item, number, table, text
 from tests.faults.raw_amqp import pack, short, sized, unpack
 from tests.unit.test_dead_letter import raised

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands
 
-from choreo.rabbit import decode, encode
-from choreo.server import wire
-from choreo.server.properties import RawProperties
+from choreo.amqp import decode, encode
+from choreo.broker.server import wire
+from choreo.broker.server.properties import RawProperties
 
 HEADERS: dict[str, Any] = {
     "CC": ["a", "b"],

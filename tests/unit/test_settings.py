@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from choreo.config.settings import MAX_PASSWORD, Settings, from_command_line, load
 from choreo.errors import ConfigurationError, InvalidUrl, UsageError
-from choreo.settings import MAX_PASSWORD, Settings, from_command_line, load
 
 SECRET = "s3kr1t"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from choreo import duration
-from choreo.settings import Settings
+from choreo.config.settings import Settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 ROW = re.compile(r"^\| `CHOREO_(\w+)` \| `(\w+)` \| (?:`([^`]*)`)? ?\|", re.MULTILINE)

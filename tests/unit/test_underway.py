@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from choreo import Agent, Event, Retry
+from choreo.broker.in_process import Host, InProcessSession, connect
+from choreo.config.settings import Settings
 from choreo.errors import BrokerUnreachable
-from choreo.in_process import Host, InProcessSession, connect
 from choreo.runtime.publisher import Publisher
 from choreo.runtime.worker import Worker
-from choreo.settings import Settings
 from choreo.topology import Names
 from tests.waiting import eventually, in_virtual_time
 

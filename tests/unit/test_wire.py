@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import header
 
+from choreo.amqp import decode, encode
 from choreo.message import FarTime, Message
-from choreo.rabbit import decode, encode
 
 TIMES = st.integers(0, 2**32 - 1).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
 NAMES = st.text(max_size=40)

@@ -10,11 +10,11 @@ import pytest
 import structlog
 
 from choreo.agent import Agent
+from choreo.broker.in_process import Host, InProcessSession, connect
+from choreo.config.settings import Settings
 from choreo.errors import AccessRefused, BrokerUnreachable, ChoreoError
 from choreo.event import Event
-from choreo.in_process import Host, InProcessSession, connect
 from choreo.runtime.worker import State, Worker
-from choreo.settings import Settings
 from choreo.topology import Topology
 from tests.waiting import in_virtual_time
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from aiormq.abc import DeliveredMessage
 
-from choreo.rabbit import decode
+from choreo.amqp import decode
 from choreo.rabbit.lane import frames
 from choreo.rabbit.lane.protocol import Lane
 from choreo.rabbit.settlements import Settlements

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from choreo.rabbit import encode
+from choreo.amqp import encode
 
 METHOD: Final = 1
 HEADER: Final = 2

@@ -15,8 +15,8 @@ from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
 from choreo import forks
+from choreo.amqp.decode import short
 from choreo.errors import ConfigurationError
-from choreo.rabbit.decode import short
 from choreo.rabbit.lane.frames import (
     BEAT,
     BODY,

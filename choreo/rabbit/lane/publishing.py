@@ -17,9 +17,9 @@ from typing import Final
 
 from aiormq.abc import AbstractChannel
 
+from choreo.amqp import decode, encode, rewrite
 from choreo.envelope import new_id
 from choreo.message import Message
-from choreo.rabbit import decode, encode, rewrite
 from choreo.rabbit.lane import frames
 from choreo.rabbit.lane.deadlines import Deadlines
 from choreo.rabbit.lane.protocol import Lane

@@ -21,9 +21,9 @@ async def publish() -> None:
 
 async def declare() -> None:
     """Declare what both agents need, as a worker does when it starts, and publish one order: choreo's way, or plain."""
+    from choreo.config.settings import load
     from choreo.message import Message
     from choreo.rabbit.session import connect
-    from choreo.settings import load
     from choreo.topology import Names, Topology
     from tests.benchmarks.contenders.choreo_agents import OrderPlaced, sink, work
 

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from choreo.rabbit.node import Node
-from choreo.server.background import EmbeddedBroker
+from choreo.broker.server.background import EmbeddedBroker
+from choreo.testing.rabbitmq.node import Node
 from tests.conformance.broker.driver import AmqpDriver, Client, Driver, EmbeddedDriver
 
 

@@ -12,7 +12,7 @@ import aiormq
 from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
 from pamqp import commands
 
-from choreo.embedded import (
+from choreo.broker.core import (
     Ack,
     AmqpError,
     BasicProperties,
@@ -71,7 +71,7 @@ class Client(Protocol):
     returned: list[str]
 
     async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of `choreo.embedded.Channel`; for queue_declare returns (name, messages, consumers)."""
+        """Call a method of `choreo.broker.core.Channel`; for queue_declare returns (name, messages, consumers)."""
         ...
 
     async def publish(

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from choreo.rabbit.node import Node
-from choreo.server.background import EmbeddedBroker
+from choreo.broker.server.background import EmbeddedBroker
+from choreo.testing.rabbitmq.node import Node
 from tests.conformance.broker.driver import AmqpDriver, Closed, EmbeddedDriver
 from tests.conformance.broker.model import Plan, Play
 

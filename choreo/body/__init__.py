@@ -1,0 +1,1 @@
+"""The body of an event: how a model becomes JSON and is read back."""
