@@ -13,7 +13,6 @@ import contextlib
 import logging
 import re
 import ssl
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -262,24 +261,24 @@ class RabbitSession:
         return QueueStats(queue, found.message_count or 0, found.consumer_count or 0)
 
     async def missing(self, topology: Topology) -> tuple[str, ...]:
-        """Ask for everything without declaring it; the broker closes the channel over each that is not there."""
-        async with self._asking:
-            everything = deque[Exchange | Queue]((*topology.exchanges, *topology.queues))
-            missing: list[str] = []
-            while everything:
-                channel = await calls.channel(self._consuming)
+        """Ask for everything without declaring it; whoever else asks meanwhile waits for one answer, not for all."""
+        missing: list[str] = []
+        channel: AbstractChannel | None = None
+        everything: tuple[Exchange | Queue, ...] = (*topology.exchanges, *topology.queues)
+        for each in everything:
+            async with self._asking:
+                channel = channel or await calls.channel(self._consuming)
+                declare = channel.exchange_declare if isinstance(each, Exchange) else channel.queue_declare
                 try:
-                    while everything:
-                        each = everything[0]
-                        declare = channel.exchange_declare if isinstance(each, Exchange) else channel.queue_declare
-                        await calls.answer(declare(each.name, passive=True), calls.RPC_TIMEOUT)
-                        everything.popleft()
+                    await calls.answer(declare(each.name, passive=True), calls.RPC_TIMEOUT)
+                    if each is not everything[-1]:
+                        continue
                 except amqp.ChannelNotFoundEntity:
-                    missing.append(everything.popleft().name)
+                    missing.append(each.name)
                 except Exception as error:
                     raise translate.declaring(error) from error
-                finally:
-                    await calls.quietly(channel.close())
+                await calls.quietly(channel.close())
+                channel = None
         return tuple(dict.fromkeys(missing))
 
     async def close(self) -> None:

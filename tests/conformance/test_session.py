@@ -468,6 +468,19 @@ async def test_missing_queue_has_no_stats(session: Session, box: Box, namespace:
     assert not session.lost.done()
 
 
+async def test_one_question_is_answered_while_many_are_asked(session: Session, ladder: Names) -> None:
+    """Who looks whether everything is still there, over a slow connection for seconds, keeps nobody waiting: whoever
+    asks for one queue meanwhile would take the broker for deaf."""
+    topology = Topology.of(agents(), ladder.namespace)
+    gone = Topology((*topology.exchanges, Exchange("gone", "topic")), topology.queues, ())
+    looking = asyncio.ensure_future(session.missing(gone))
+    await asyncio.sleep(0)
+    for _ in range(3):
+        assert await session.stats(ladder.queue("payment")) is not None
+    assert not looking.done() or session.server.product.startswith("choreo"), "in process nothing takes time"
+    assert await looking == ("gone",)
+
+
 async def test_declaring_again_changes_nothing(open_session: Open, session: Session, box: Box) -> None:
     """The same topology may be declared any number of times, by many at once, and messages stay where they are."""
     await box.fill(session, b"1")
