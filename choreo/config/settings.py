@@ -39,6 +39,7 @@ from choreo.errors import ChoreoError, ConfigurationError, InvalidUrl, UsageErro
 
 PREFIX: Final = "CHOREO_"
 _OPTION: Final = "--"  # begins what was said on the command line
+_RETIRED: Final = {"lane": "messages are always read and written by choreo itself"}  # settings of older versions
 _ALIKE: Final = 0.7  # of 1: a variable so much like a setting's is probably meant for choreo
 MAX_PASSWORD: Final = 4096  # bytes of a password file
 
@@ -91,9 +92,8 @@ class Settings(BaseSettings):
     `prefetch`: deliveries that a process holds per agent. `drain`: seconds for what runs when a worker stops.
     `wait`: seconds to try to reach the broker at the start. `publish_timeout`: seconds until a publish that
     nobody answers counts as unknown. `max_body`: bytes. `health_port`: None for no health endpoint, 0 for any
-    free port. `management_url`: the broker's management API, which only adds detail. `lane`: read and write
-    messages by choreo's own fast lane, otherwise by aiormq's channels. `code_version`: what dead
-    letters name as the version of the code that failed, such as a commit.
+    free port. `management_url`: the broker's management API, which only adds detail.
+    `code_version`: what dead letters name as the version of the code that failed, such as a commit.
     """
 
     model_config = SettingsConfigDict(
@@ -135,7 +135,6 @@ class Settings(BaseSettings):
         Annotated[SecretStr, AfterValidator(_management)] | None,
         _Allowed("http://user:password@host:15672 or https://"),
     ] = None
-    lane: Annotated[bool, _Allowed("true or false")] = True
     code_version: Annotated[
         str | None, StringConstraints(max_length=200), _Allowed("a text of at most 200 characters")
     ] = None
@@ -303,6 +302,7 @@ def _table(project: Project) -> _Source:
 
 def _known(source: _Source) -> _Source:
     """Return `source` unless one of its keys is no setting."""
+    source = _current(source)
     for key in source.values:
         if key not in Settings.model_fields:
             near = difflib.get_close_matches(key, Settings.model_fields, n=1)
@@ -311,6 +311,14 @@ def _known(source: _Source) -> _Source:
                 f"{source.name(key)} is no setting", f"{hint}known: {', '.join(Settings.model_fields)}"
             )
     return source
+
+
+def _current(source: _Source) -> _Source:
+    """Return `source` without the settings that older versions had, which are among its doubts."""
+    retired = [key for key in source.values if key in _RETIRED]
+    doubts = [f"{source.name(key)} has no effect any more: {_RETIRED[key]}; remove it" for key in retired]
+    values = {key: value for key, value in source.values.items() if key not in _RETIRED}
+    return replace(source, values=values, doubts=(*source.doubts, *doubts))
 
 
 def _variables() -> _Source:
@@ -352,15 +360,16 @@ def _prefixed(variables: Mapping[str, str | None], after: str) -> _Source:
         for name, value in variables.items()
         if name.startswith(prefix) and value is not None and name.upper() != ownership.VARIABLE
     }
-    source = _Source({key: value for key, value in found.items() if key in Settings.model_fields}, PREFIX, after=after)
+    source = _current(_Source(found, PREFIX, after=after))
     doubts: list[str] = []
-    for key in sorted(found.keys() - source.values.keys()):
+    for key in sorted(source.values.keys() - Settings.model_fields.keys()):
         near = next((field for field in Settings.model_fields if _one_slip(key, field)), None)
         if near:
             raise ConfigurationError(f"{source.name(key)} is no setting", f"did you mean {PREFIX}{near.upper()}?")
         like = difflib.get_close_matches(key, Settings.model_fields, n=1, cutoff=_ALIKE)
         doubts += [f"{source.name(key)} is no setting; did you mean {PREFIX}{each.upper()}?" for each in like]
-    return replace(source, doubts=tuple(doubts))
+    values = {key: value for key, value in source.values.items() if key in Settings.model_fields}
+    return replace(source, values=values, doubts=(*source.doubts, *doubts))
 
 
 def _one_slip(written: str, meant: str) -> bool:

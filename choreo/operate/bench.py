@@ -127,7 +127,7 @@ class Bench:
     def __init__(self, settings: Settings, *, events: int, seconds: float) -> None:
         self.namespace = f"bench-{secrets.token_hex(4)}"
         self._settings = settings.model_copy(update={"namespace": self.namespace})
-        self._connect = Connector(settings.brokers, name="choreo bench", fast=settings.lane)
+        self._connect = Connector(settings.brokers, name="choreo bench")
         self._events = events
         self._seconds = seconds
         self._done = self._answered = Meter(events)

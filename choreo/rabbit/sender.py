@@ -11,24 +11,20 @@ import aio_pika
 from aiormq.abc import AbstractChannel
 
 from choreo.errors import BrokerUnreachable, ChoreoError
-from choreo.rabbit import calls, lane, plain
-from choreo.rabbit.lane import Lane
+from choreo.rabbit import calls
+from choreo.rabbit.lane import Lane, Publishing
 
 RENEWAL: Final = 1.0  # seconds, at least, between two channels that publish
 _GONE: Final = "the connection was lost before the confirmation"
 
-Publishing = lane.Publishing | plain.Publishing
-
 
 class Sender:
-    """Publishes on `connection`, through the lane `under` it if it has one. `lost` is told what ends the session.
+    """Publishes on `connection`, through the lane `under` it. `lost` is told what ends the session.
 
     `publisher` is what to publish with; another one takes its place after a nack.
     """
 
-    def __init__(
-        self, connection: aio_pika.Connection, under: Lane | None, lost: Callable[[ChoreoError], None]
-    ) -> None:
+    def __init__(self, connection: aio_pika.Connection, under: Lane, lost: Callable[[ChoreoError], None]) -> None:
         self._connection = connection
         self._lane = under
         self._lost = lost
@@ -40,21 +36,20 @@ class Sender:
         self._unblocked.set()
         self._on_blocked: Callable[[str | None], None] = lambda _: None
         self.publisher = self._new()
-        if under is not None:
-            under.on_blocked = self._blocked
+        under.on_blocked = self._blocked
 
     async def open(self) -> None:
         """Open the first channel."""
         await self._open(self.publisher)
 
     def watch_blocked(self, callback: Callable[[str | None], None]) -> None:
-        """Call `callback` when the broker blocks publishers, and when it stops to; aiormq's channels do not tell."""
+        """Call `callback` when the broker blocks publishers, and when it stops to."""
         self._on_blocked = callback
 
     @property
     def ended(self) -> str | None:
-        """What the broker said when it closed the connection; aiormq's channels may not tell."""
-        return self._lane.ended[1] if self._lane is not None and self._lane.ended is not None else None
+        """What the broker said when it closed the connection."""
+        return self._lane.ended[1] if self._lane.ended is not None else None
 
     def end(self) -> None:
         """Answer whatever has no answer: the connection is gone."""
@@ -63,12 +58,8 @@ class Sender:
             publisher.end(_GONE)
 
     def _new(self) -> Publishing:
-        publisher: Publishing
-        if self._lane is None:
-            publisher = plain.Publishing(self._renew_soon)
-        else:
-            frame_max = calls.underlay(self._connection).connection_tune.frame_max
-            publisher = lane.Publishing(self._lane, frame_max, self._renew_soon, self._unanswered)
+        frame_max = calls.underlay(self._connection).connection_tune.frame_max
+        publisher = Publishing(self._lane, frame_max, self._renew_soon, self._unanswered)
         self._publishers.add(publisher)
         return publisher
 

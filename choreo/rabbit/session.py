@@ -26,7 +26,7 @@ from yarl import URL
 from choreo.config.broker_url import BrokerUrl
 from choreo.errors import BrokerUnreachable, ChoreoError, TopologyMismatch
 from choreo.message import Message
-from choreo.rabbit import calls, lane, plain, translate
+from choreo.rabbit import calls, lane, translate
 from choreo.rabbit.lane import Lane
 from choreo.rabbit.sender import Sender
 from choreo.topology import Exchange, Queue, Topology
@@ -50,14 +50,13 @@ class Connector:
 
     `brokers` is asked at each call, since a password that stands in a file may be another one by then. Each call begins
     behind the node that was found last: one that a session was lost to comes last, though it may still let clients in,
-    as a node that is cut off from the others does. `fast`: through the lane, otherwise through aiormq's own channels.
+    as a node that is cut off from the others does.
     """
 
-    def __init__(self, brokers: Callable[[], Sequence[BrokerUrl]], *, name: str, fast: bool = True) -> None:
+    def __init__(self, brokers: Callable[[], Sequence[BrokerUrl]], *, name: str) -> None:
         self._brokers = brokers
         self._next = 0
         self._name = name
-        self._fast = fast
 
     async def __call__(self) -> RabbitSession:
         """Raise what the last one answered: BrokerUnreachable, AccessRefused."""
@@ -69,21 +68,21 @@ class Connector:
             broker = brokers[self._next % len(brokers)]
             self._next += 1
             try:
-                return await _open(broker, self._name, fast=self._fast)
+                return await _open(broker, self._name)
             except ChoreoError as error:
                 failure = error
         assert failure is not None, "there is at least one broker"
         raise failure
 
 
-async def connect(brokers: Sequence[BrokerUrl], *, name: str, fast: bool = True) -> RabbitSession:
+async def connect(brokers: Sequence[BrokerUrl], *, name: str) -> RabbitSession:
     """Open one session; see Connector."""
-    return await Connector(lambda: brokers, name=name, fast=fast)()
+    return await Connector(lambda: brokers, name=name)()
 
 
-async def _open(broker: BrokerUrl, name: str, *, fast: bool) -> RabbitSession:
+async def _open(broker: BrokerUrl, name: str) -> RabbitSession:
     context = _tls(broker)
-    receiver, sender = (Lane(broker.heartbeat), Lane(broker.heartbeat)) if fast else (None, None)
+    receiver, sender = Lane(broker.heartbeat), Lane(broker.heartbeat)
     consuming = await _connection(broker, context, f"{name} (consuming)", receiver)
     opened = [consuming]
     try:
@@ -97,9 +96,7 @@ async def _open(broker: BrokerUrl, name: str, *, fast: bool) -> RabbitSession:
     return session
 
 
-async def _connection(
-    broker: BrokerUrl, context: ssl.SSLContext | None, name: str, lane: Lane | None
-) -> aio_pika.Connection:
+async def _connection(broker: BrokerUrl, context: ssl.SSLContext | None, name: str, lane: Lane) -> aio_pika.Connection:
     url = URL.build(
         scheme=broker.scheme,
         host=broker.host,
@@ -111,25 +108,25 @@ async def _connection(
         encoded=False,
     )
     connection = aio_pika.Connection(url, ssl_context=context, client_properties={"connection_name": name})
-    connection.kwargs["transport_factory"] = lane or plain.Transports()  # its constructor drops what it does not know
+    connection.kwargs["transport_factory"] = lane  # its constructor drops what it does not know
     try:
         await calls.answer(connection.connect(), broker.connection_timeout)
     except Exception as error:  # noqa: BLE001 - it is raised again, as what it means
-        told = translate.connecting(error, broker, lane.ended if lane is not None else None)
+        told = translate.connecting(error, broker, lane.ended)
         # Eighty lines of how the client tried say less than the message; of what is no answer of a broker's, they help.
         raise told from None if isinstance(error, OSError | amqp.AMQPError) else error
     return connection
 
 
 class RabbitSession:
-    """A live session; made by `connect`. With a lane under each connection it is fast, without them it is plain."""
+    """A live session; made by `connect`, with a lane under each connection."""
 
     def __init__(
         self,
         consuming: aio_pika.Connection,
         publishing: aio_pika.Connection,
-        receiver: Lane | None,
-        sender: Lane | None,
+        receiver: Lane,
+        sender: Lane,
     ) -> None:
         self._consuming = consuming
         self._publishing = publishing
@@ -221,12 +218,7 @@ class RabbitSession:
         # Its own word goes before every policy and setting of the broker's, from 4.3 on; older ones pass over it.
         arguments = {"x-consumer-timeout": int(hold * 1000)} if hold is not None else None
         consumer = RabbitConsumer(queue, channel, leave=self._leave, arguments=arguments)
-        if self._receiver is not None:
-            await consumer.start(
-                lane.Consuming(self._receiver, channel.number, consumer, on_delivery, self._cannot_settle)
-            )
-        else:
-            await consumer.start(plain.Consuming(channel, consumer, on_delivery, self._cannot_settle))
+        await consumer.start(lane.Consuming(self._receiver, channel.number, consumer, on_delivery, self._cannot_settle))
         self._consumers.add(consumer)
         return consumer
 
@@ -239,7 +231,7 @@ class RabbitSession:
         )
 
     def watch_blocked(self, callback: Callable[[str | None], None]) -> None:
-        """Call `callback` when the broker blocks publishers, and when it stops to; a plain session does not know."""
+        """Call `callback` when the broker blocks publishers, and when it stops to."""
         self._sender.watch_blocked(callback)
 
     async def stats(self, queue: str) -> QueueStats | None:
@@ -351,7 +343,7 @@ class RabbitConsumer:
         self._leave = leave
         self._tag = ""
 
-    async def start(self, receiving: lane.Consuming | plain.Consuming) -> None:
+    async def start(self, receiving: lane.Consuming) -> None:
         """Begin to receive."""
         self._receiving = receiving
         self._settle, self._give_back = receiving.acknowledge, receiving.give_back

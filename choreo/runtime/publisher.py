@@ -214,7 +214,7 @@ def connect(url: str | None = None, *, source: str = "choreo", **settings: Any) 
         return Publisher(Settings(namespace=elsewhere.namespace), elsewhere.connect, source=source)
     found = load(**settings, **({} if url is None else {"url": url}))
     found.brokers()  # raises what is wrong with them now, and not at the first publish
-    return Publisher(found, rabbit.Connector(found.brokers, name=source, fast=found.lane), source=source)
+    return Publisher(found, rabbit.Connector(found.brokers, name=source), source=source)
 
 
 async def _closing(session: Session) -> AsyncGenerator[None, None]:

@@ -73,7 +73,7 @@ async def serve(
     the first time.
     """
     name = f"choreo {' '.join(agent.name for agent in agents)} {os.getpid()}"
-    worker = Worker(agents, settings, rabbit.Connector(settings.brokers, name=name, fast=settings.lane))
+    worker = Worker(agents, settings, rabbit.Connector(settings.brokers, name=name))
     loop = asyncio.get_running_loop()
 
     def end_within(seconds: float) -> None:

@@ -154,18 +154,6 @@ asyncio.run(main())
         ["inside", "wrong", "wrong", "wrong", "again"],
         "forked from",
     ),
-    "a fork, without the lane": (
-        """
-async def main():
-    async with choreo.connect(lane=False) as publisher:
-        await tell("inside", publisher)
-        await fork(publisher)
-        await tell("again", publisher)
-asyncio.run(main())
-""",
-        ["inside", "wrong", "wrong", "wrong", "again"],
-        "forked from",
-    ),
 }
 
 

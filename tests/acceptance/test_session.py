@@ -67,16 +67,6 @@ def start(project: Path, start_choreo: Start, namespace: str) -> Callable[..., R
     return start_one
 
 
-async def test_plain_session_does_the_same_work(start: Callable[..., Running], broker_url: str, namespace: str) -> None:
-    """CHOREO_LANE=false: through aiormq's own channels, for the worker and for a publisher."""
-    worker = await asyncio.to_thread(start, broker_url, CHOREO_LANE="false")
-    async with connect(broker_url, namespace=namespace, lane=False) as publisher:
-        for order in ("1", "2"):
-            await publisher.publish(Placed(order=order))
-    for order in ("1", "2"):
-        await asyncio.to_thread(worker.wait_for, f"begun {order}")
-
-
 async def test_worker_says_that_its_publishes_wait(
     start: Callable[..., Running], fresh_node: Node, project: Path, namespace: str
 ) -> None:
@@ -326,9 +316,7 @@ def test_publisher_needs_no_more_than_to_write_to_events_and_delays(
     node.ctl("delete_user", user)
 
 
-@pytest.mark.parametrize("lane", ["true", "false"])
 def test_broker_that_would_drop_dead_letters_is_refused(
-    lane: str,
     project: Path,
     choreo: Callable[..., subprocess.CompletedProcess[str]],
     start_node: Callable[..., Node],
@@ -344,7 +332,7 @@ def test_broker_that_would_drop_dead_letters_is_refused(
     if not node.ctl("version").startswith(("3.10.", "3.11.")):
         pytest.skip("later releases always have it")
     (project / "agents" / "desk.py").write_text(AGENT)
-    environment = {"CHOREO_URL": node.url, "CHOREO_NAMESPACE": namespace, "CHOREO_LANE": lane}
+    environment = {"CHOREO_URL": node.url, "CHOREO_NAMESPACE": namespace}
     refused = choreo("run", "desk", env=environment)
     assert refused.returncode == 78, refused.stderr
     assert "rabbitmqctl enable_feature_flag stream_queue" in refused.stderr

@@ -1,4 +1,4 @@
-"""The contract of transport.Session: through the lane, through aiormq's channels, and in process without any RabbitMQ.
+"""The contract of transport.Session: on a wire, and in process without any RabbitMQ.
 
 What needs an address, a user or the death of a node is asked of the first two only.
 """
@@ -38,7 +38,7 @@ QUORUM = {"x-queue-type": "quorum", "x-delivery-limit": 20}
 
 
 IN_PROCESS = "in process"
-ON_A_WIRE = [pytest.param(each, marks=pytest.mark.broker) for each in ("lane", "plain")]
+ON_A_WIRE = [pytest.param("wire", marks=pytest.mark.broker)]
 
 on_a_wire = pytest.mark.parametrize("transport", ON_A_WIRE, indirect=True)
 
@@ -66,7 +66,7 @@ async def open_session(transport: str, host: Host | None, request: pytest.Fixtur
             assert host is not None
             opened.append(await in_process.connect(host))
         else:
-            opened.append(await rabbit.connect([BrokerUrl.parse(url)], name="conformance", fast=transport == "lane"))
+            opened.append(await rabbit.connect([BrokerUrl.parse(url)], name="conformance"))
         return opened[-1]
 
     yield open_one
@@ -802,7 +802,7 @@ async def test_only_the_subscription_that_held_for_too_long_is_ended(
 ) -> None:
     """From 4.3 on a consumer says how long it may hold; what it held comes again, and the session goes on."""
     major, minor, *_ = (int(part) for part in session.server.version.split("."))
-    if transport not in ("lane", "plain") or (major, minor) < (4, 3):
+    if transport == IN_PROCESS or (major, minor) < (4, 3):
         pytest.skip("this broker lets no consumer say so")
     errors: list[ChoreoError] = []
 

@@ -49,9 +49,8 @@ def secure(new_node: Callable[..., Node], tmp_path_factory: pytest.TempPathFacto
     node.kill()
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["lane", "plain"])
-async def test_messages_of_any_size_go_both_ways_over_tls(secure: BrokerUrl, namespace: str, fast: bool) -> None:
-    session = await rabbit.connect([secure], name="tls", fast=fast)
+async def test_messages_of_any_size_go_both_ways_over_tls(secure: BrokerUrl, namespace: str) -> None:
+    session = await rabbit.connect([secure], name="tls")
     got: list[Delivery] = []
     exchange, queue = f"{namespace}.events", f"{namespace}.box"
     await session.declare(
@@ -79,14 +78,13 @@ async def test_authority_that_is_not_trusted_is_named(secure: BrokerUrl) -> None
         await rabbit.connect([untrusted], name="tls")
 
 
-@pytest.mark.parametrize("fast", [True, False], ids=["lane", "plain"])
 @pytest.mark.parametrize(
     ("name", "age", "hint"),
     [("localhost", 1, "out of date"), ("elsewhere.example", 0, "another name"), ("127.0.0.2", 0, "another name")],
     ids=["expired", "other name", "other address"],
 )
 async def test_certificate_that_does_not_hold_is_told_with_its_way_out(
-    name: str, age: int, hint: str, fast: bool, tmp_path: Path
+    name: str, age: int, hint: str, tmp_path: Path
 ) -> None:
     authority, now = trustme.CA(), datetime.now(UTC)
     # It is valid from its authority's year 2000 on.
@@ -99,7 +97,7 @@ async def test_certificate_that_does_not_hold_is_told_with_its_way_out(
     host = "127.0.0.1" if name == "127.0.0.2" else "localhost"
     broker = BrokerUrl.parse(f"amqps://guest:guest@{host}:{port}/?cafile={tmp_path}/ca.pem")
     with pytest.raises(ConfigurationError) as caught:
-        await rabbit.connect([broker], name="tls", fast=fast)
+        await rabbit.connect([broker], name="tls")
     assert hint in caught.value.way_out
     server.close()
 

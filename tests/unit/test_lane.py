@@ -16,7 +16,6 @@ from pamqp import commands, frame, header, heartbeat
 from yarl import URL
 
 from choreo.message import Message
-from choreo.rabbit import plain
 from choreo.rabbit.lane import frames
 from choreo.rabbit.lane.consuming import Consuming
 from choreo.rabbit.lane.protocol import Lane, _Splitter
@@ -500,18 +499,4 @@ async def test_settlements_that_cannot_be_written_are_told_of() -> None:
     wire.lane.write = broken  # type: ignore[method-assign]
     consuming.acknowledge(1)
     await asyncio.sleep(0)
-    assert [str(each) for each in failures] == ["no transport"]
-
-
-async def test_without_a_lane_settlements_that_cannot_be_written_are_told_of() -> None:
-    failures = list[Exception]()
-
-    class Broken:
-        async def basic_ack(self, *_: object, **__: object) -> None:
-            raise RuntimeError("no transport")
-
-    channel = cast("AbstractChannel", Broken())
-    consuming = plain.Consuming(channel, cast("Consumer", None), lambda _: None, failures.append)
-    consuming.acknowledge(1)
-    await consuming.end()
     assert [str(each) for each in failures] == ["no transport"]

@@ -76,7 +76,6 @@ def test_defaults(project: Path):
         "health_host": "127.0.0.1",
         "health_port": None,
         "management_url": None,
-        "lane": True,
         "code_version": None,
     }
 
@@ -316,6 +315,18 @@ def test_a_misspelt_variable_is_refused(written: str, meant: str, project: Path,
     (project / ".env").unlink()
     monkeypatch.setenv(written, SECRET)
     assert refused().message == f"{written} is no setting"
+
+
+def test_a_setting_of_older_versions_is_passed_over(pyproject: Pyproject, monkeypatch: pytest.MonkeyPatch):
+    """Wherever it stands: what was upgraded starts, and a person is told to remove it."""
+    file = pyproject("lane = false")
+    monkeypatch.setenv("CHOREO_LANE", "true")
+
+    settings = load(lane=False)
+
+    assert not hasattr(settings, "lane")
+    why = "has no effect any more: messages are always read and written by choreo itself; remove it"
+    assert sorted(settings.doubts) == [f"CHOREO_LANE {why}", f"[tool.choreo] lane in {file} {why}", f"lane {why}"]
 
 
 def test_other_variables_are_left_alone(project: Path, monkeypatch: pytest.MonkeyPatch):
