@@ -23,7 +23,7 @@ from choreo import frames
 from choreo.config import ownership
 from choreo.errors import ConfigurationError, DeclarationError
 
-IMPORTING: Final = "while choreo imported"  # begins the note on an exception of the user's own module
+_IMPORTING: Final = "while choreo imported"  # begins the note on an exception of the user's own module
 OTHER_FOLDER: Final = "name another folder in [tool.choreo] agents of pyproject.toml, or in CHOREO_AGENTS"
 
 _CODE: Final = tuple(importlib.machinery.all_suffixes())
@@ -118,7 +118,7 @@ def module(name: str) -> ModuleType:
         with _nobody_to_ask(name):
             return importlib.import_module(name)
     except Exception as error:
-        error.add_note(f"{IMPORTING} {name}")
+        error.add_note(f"{_IMPORTING} {name}")
         raise
     except KeyboardInterrupt:
         raise
@@ -131,6 +131,12 @@ def module(name: str) -> ModuleType:
             f"{name} ends the program when it is imported{at} ({what})",
             'a module is imported, not run: put what a program does under if __name__ == "__main__":',
         ) from error
+
+
+def imported_by(error: Exception) -> str | None:
+    """Return the module that was being imported when the user's own code raised `error`; None at any other time."""
+    note = next((each for each in getattr(error, "__notes__", ()) if each.startswith(_IMPORTING)), None)
+    return note.removeprefix(_IMPORTING).strip() if note is not None else None
 
 
 class _Unanswered:

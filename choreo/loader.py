@@ -12,14 +12,15 @@ import os.path
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 from choreo import importing
-from choreo.errors import ConfigurationError, DeclarationError, InvalidName, UnknownAgent
+from choreo.errors import ChoreoError, ConfigurationError, DeclarationError, InvalidName, UnknownAgent, UsageError
 from choreo.importing import OTHER_FOLDER
 
 if TYPE_CHECKING:
@@ -65,17 +66,39 @@ def load_all(folder: Path) -> list[Agent]:
     folder = folder.absolute()
     if not folder.is_dir():
         raise ConfigurationError(f"there is no agents folder {folder}", OTHER_FOLDER)
-    files: dict[str, Path] = {}
-    for name, file in _declared(folder):
-        if files.setdefault(name, file) != file:
-            raise DeclarationError(
-                f'agent "{name}" is declared in {_short(files[name])} and in {_short(file)}',
-                "give one of the two another name: an agent owns its queue alone",
-            )
-    for name, file in files.items():
-        if _stem(name) != file.stem:
-            raise DeclarationError(*_misplaced(name, file))
-    return [_from_file(file) for file in dict.fromkeys(files.values())]
+    files, refused = _agent_files(folder)
+    for error in refused.values():
+        raise error
+    return [_from_file(file) for file in files]
+
+
+def load_good(folder: Path, names: Sequence[str] = ()) -> tuple[list[Agent], dict[str, Exception]]:
+    """Import what can be imported of `names`, by default of what `load_all` imports. Return the agents and the others.
+
+    Of the others, each with what is wrong with it. Raises InvalidName and UnknownAgent for a name that nothing has, and
+    ConfigurationError where there is no folder.
+    """
+    folder = folder.absolute()
+    left_out: dict[str, Exception] = {}
+    ways: dict[str, Callable[[], Agent]] = {name: partial(load, name, folder) for name in names}
+    if not names:
+        if not folder.is_dir():
+            raise ConfigurationError(f"there is no agents folder {folder}", OTHER_FOLDER)
+        files, refused = _agent_files(folder)
+        left_out.update(refused)
+        ways = {file.stem: partial(_from_file, file) for file in files}
+    agents: dict[str, Agent] = {}
+    for name, way in ways.items():
+        try:
+            agent = way()
+        except Exception as error:
+            expected = isinstance(error, ChoreoError) or importing.imported_by(error) is not None
+            if not expected or (names and isinstance(error, UsageError)):
+                raise
+            left_out[name] = error
+        else:
+            agents[agent.name] = agent
+    return list(agents.values()), left_out
 
 
 def known(folder: Path) -> list[str]:
@@ -103,7 +126,7 @@ def without_agent(folder: Path) -> list[str]:
 
 def forgotten(folder: Path) -> list[str]:
     """Return those `without_agent` that seem to be an agent's all the same: one in a function, or its reactions."""
-    return [name for name in without_agent(folder) if _seems_an_agent(ast.parse((folder / name).read_bytes()))]
+    return [name for name in without_agent(folder) if (tree := _parsed(folder / name)) and _seems_an_agent(tree)]
 
 
 def nobody(folder: Path) -> ConfigurationError:
@@ -252,21 +275,51 @@ def _misplaced(name: str, file: Path) -> tuple[str, str]:
     )
 
 
+def _agent_files(folder: Path) -> tuple[list[Path], dict[str, DeclarationError]]:
+    """Return the agent files of `folder`, and what is wrong with agents that are declared twice or in another's file.
+
+    Nothing is imported.
+    """
+    places: dict[str, list[Path]] = {}
+    for name, file in _declared(folder):
+        if file not in places.setdefault(name, []):
+            places[name].append(file)
+    files, twice, misplaced = dict[Path, None](), dict[str, DeclarationError](), dict[str, DeclarationError]()
+    for name, there in places.items():
+        mine = next((file for file in there if file.stem == _stem(name)), None)
+        if mine is not None:
+            files[mine] = None
+        if len(there) > 1:
+            error = DeclarationError(
+                f'agent "{name}" is declared in {_short(there[0])} and in {_short(there[1])}',
+                "give one of the two another name: an agent owns its queue alone",
+            )
+            twice.update((_short(file), error) for file in there if file != mine)
+        elif mine is None:
+            misplaced[name] = DeclarationError(*_misplaced(name, there[0]))
+    return list(files), twice | misplaced
+
+
 def _declared(folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield name and file of the agents in `folder`, by file name, as their source says.
 
     A file that cannot be read as Python may be one: it is listed under its own name; importing it tells why.
     """
     for file in _files(folder):
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                tree = ast.parse(file.read_bytes())
-        except (OSError, SyntaxError, ValueError, RecursionError):
-            if re.fullmatch(r"[a-z][a-z0-9_]*", file.stem):
-                yield file.stem, file
-            continue
-        for name in _assigned(tree):
-            yield name or file.stem, file
+        tree = _parsed(file)
+        if tree is not None:
+            for name in _assigned(tree):
+                yield name or file.stem, file
+        elif re.fullmatch(r"[a-z][a-z0-9_]*", file.stem):
+            yield file.stem, file
+
+
+def _parsed(file: Path) -> ast.Module | None:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return None
 
 
 def _files(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import typer
 
 from choreo.cli import bench, check, complaints, dev, dlq, graph, inspect, output, publish, run, streams
 from choreo.errors import ChoreoError, ConfigurationError
-from choreo.importing import inherit
+from choreo.importing import imported_by, inherit
 
 app = typer.Typer(
     name="choreo",
@@ -76,14 +76,11 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:  # noqa: BLE001 - it is said, without the passwords that it may quote
-        from choreo.importing import IMPORTING
-
-        note = next((each for each in getattr(error, "__notes__", ()) if each.startswith(IMPORTING)), None)
-        if note is None:
+        if (module := imported_by(error)) is None:
             complaints.of_anything_else(error)
             run.leave_threads(1)
             sys.exit(1)
-        complaints.of_import(note.removeprefix(IMPORTING).strip(), error)
+        complaints.of_import(module, error)
         sys.exit(ConfigurationError.exit_code)
 
 

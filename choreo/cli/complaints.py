@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 import typer
 
 from choreo.censor import censored
+from choreo.errors import ChoreoError
+from choreo.importing import imported_by
 from choreo.printable import visible
 
 
@@ -58,6 +61,20 @@ def of_import(module: str, error: Exception) -> None:
     else:
         way_out = "the traceback above shows how it came there"
     complain(f"{module} cannot be imported{place}: {what}", way_out)
+
+
+def of_left_out(left_out: Mapping[str, Exception]) -> None:
+    """Say once what is wrong with each module whose agents are left out, in full, and which those are."""
+    said: dict[tuple[type[Exception], str], tuple[Exception, list[str]]] = {}
+    for name, error in left_out.items():
+        # One broken module is imported anew for each agent that needs it.
+        said.setdefault((type(error), str(error)), (error, []))[1].append(name)
+    for error, names in said.values():
+        if isinstance(error, ChoreoError):
+            complain(error.message, error.way_out)
+        else:
+            of_import(imported_by(error) or names[0], error)
+        complain(f"left out, because of that: {', '.join(names)}")
 
 
 def of_anything_else(error: Exception) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -84,7 +84,7 @@ def dev(
             f" {settings.agents_folder}",
             "write an agent there, or start a broker alone: --broker embedded",
         )
-    agents = _agents(names or [], settings, reload=reload)
+    agents, left_out = _agents(names or [], settings, reload=reload)
     with ExitStack() as stack:
         place = None if kind is None else _start(stack, kind, settings, port, persist)
         if place is None:
@@ -93,10 +93,11 @@ def dev(
             url = place.url
         settings = load(url=url, log_level=log_level, log_format=log_format)
 
-        def ready() -> None:
-            output.note(f"ready    in {time.monotonic() - began:.1f} s; Ctrl-C ends it")
+        def ready(without: Sequence[str] = left_out) -> None:
+            but = f", without {', '.join(without)}: what is wrong there is said above" if without else ""
+            output.tell(f"ready    in {time.monotonic() - began:.1f} s{but}; Ctrl-C ends it")
 
-        serving = _serving(agents, names or [], settings, start, ready)
+        serving = _serving(agents, names or [], settings, start, ready, whole=not left_out)
         code = output.wait_for(serving if place is None else _beside(place, serving))
     run.end(code)
 
@@ -141,24 +142,30 @@ def _start(stack: ExitStack, kind: Kind, settings: Settings, port: int | None, p
     return place
 
 
-def _agents(names: list[str], settings: Settings, *, reload: bool) -> list[Agent] | None:
-    """Return the agents to run in this process; None with `reload`, which runs them in another one.
+def _agents(names: list[str], settings: Settings, *, reload: bool) -> tuple[list[Agent] | None, list[str]]:
+    """Return the agents to run in this process, and the names of those that cannot be imported.
 
-    With `reload` nothing is imported here: a file that is broken may be mended by the next change.
+    With `reload`, None: nothing is imported here, since a file that is broken may be mended by the next change.
     """
     from choreo import loader
 
     if not reload:
         there = names or settings.agents_folder.is_dir()
-        return run.find(names, settings, everyone=not names) if there else []
+        return run.find_good(names, settings) if there else ([], [])
     run.require_watchfiles()
     for name in names:
         loader.require(name, settings.agents_folder)
-    return None
+    return None, []
 
 
 def _serving(
-    agents: list[Agent] | None, names: list[str], settings: Settings, start: Start, ready: Callable[[], None]
+    agents: list[Agent] | None,
+    names: list[str],
+    settings: Settings,
+    start: Start,
+    ready: Callable[..., None],
+    *,
+    whole: bool,
 ) -> Coroutine[Any, Any, int]:
     """Say who runs and how to put an event in; return what runs them."""
     from choreo import loader
@@ -172,13 +179,16 @@ def _serving(
     if agents is None:
         shown = ", ".join(names or loader.known(folder)) or f"none yet in {folder}"
         output.tell(f"agents   {shown}; in a process of their own, which starts anew when a file changes")
-        return run.supervise([names or ["--all"]], settings, start, reload=True, on_ready=ready)
+        group = [*(names or ["--all"]), "--leave-out-broken"]
+        return run.supervise([group], settings, start, reload=True, on_ready=ready)
     output.tell(f"agents   {', '.join(agent.name for agent in agents)}; in this process")
     if not names:
         output.note_forgotten(names, settings)
+    # Other commands import all agents, and say what is wrong with one; these forms of them import none.
+    publish, inspect = ("publish", "inspect") if whole else ("publish --raw", "inspect queues")
     for topic, example in ways_in(agents)[:_SHOWN]:
-        output.note(f"publish  choreo publish {topic} {shlex.quote(example) if example else '@event.json'}")
-    output.note(f"look     choreo inspect; choreo dlq list {agents[0].name}")
+        output.note(f"publish  choreo {publish} {topic} {shlex.quote(example) if example else '@event.json'}")
+    output.note(f"look     choreo {inspect}; choreo dlq list {agents[0].name}")
     return serve(agents, settings, start, ready)
 
 

@@ -71,6 +71,7 @@ def run(  # noqa: PLR0917 - typer makes an option of each
         str | None,
         typer.Option(metavar="HOST", help="Where to serve them. [default: 127.0.0.1]", show_default=False),
     ] = None,
+    leave_out_broken: Annotated[bool, typer.Option("--leave-out-broken", hidden=True)] = False,
     log_level: LogLevel = None,
     url: Url = None,
 ) -> None:
@@ -103,7 +104,11 @@ def run(  # noqa: PLR0917 - typer makes an option of each
             loader.require(name, settings.agents_folder)
     start.step(f"importing {', '.join(names or ['all agents'])}")
     # With --reload a file that cannot be imported is for its process to say: the next change may mend it.
-    agents = find(names or [], settings, everyone=everyone) if not reload or (apart and everyone) else []
+    if leave_out_broken:  # the process that `choreo dev --reload` starts
+        agents, left_out = find_good(names or [], settings)
+        start.notifier.left_out(left_out)
+    else:
+        agents = find(names or [], settings, everyone=everyone) if not reload or (apart and everyone) else []
     if processes > 1 or reload or apart:
         named = names or ([agent.name for agent in agents] if apart else ["--all"])
         groups = [[each] for each in named] if apart else [named]
@@ -133,6 +138,26 @@ def find(names: list[str], settings: Settings, *, everyone: bool) -> list[Agent]
     return list({agent.name: agent for agent in agents.values()}.values())
 
 
+def find_good(names: list[str], settings: Settings) -> tuple[list[Agent], list[str]]:
+    """Return those agents that can be imported, and the names of the others; say what is wrong with those.
+
+    It is an error when none can be. For development: whoever serves orders must not miss an agent.
+    """
+    from choreo import loader
+    from choreo.cli import complaints
+
+    agents, left_out = loader.load_good(settings.agents_folder, names)
+    if left_out and not agents:
+        *others, last = left_out.items()
+        same = {name: error for name, error in others if (type(error), str(error)) != (type(last[1]), str(last[1]))}
+        complaints.of_left_out(same)
+        raise last[1]
+    if not agents:
+        raise loader.nobody(settings.agents_folder)
+    complaints.of_left_out(left_out)
+    return agents, list(left_out)
+
+
 def require_watchfiles() -> None:
     """Raise ConfigurationError where what --reload needs is not installed."""
     if find_spec("watchfiles") is None:
@@ -146,11 +171,12 @@ async def supervise(
     processes: int = 1,
     *,
     reload: bool,
-    on_ready: Callable[[], None] = lambda: None,
+    on_ready: Callable[[Sequence[str]], None] = lambda _: None,
 ) -> int:
     """Run `processes` of each group of agents until a signal ends them; return the exit code.
 
-    With `reload` they start anew when a file changes. `on_ready` is called once, when all are ready for the first time.
+    With `reload` they start anew when a file changes. `on_ready` is called once, when all are ready for the first time,
+    with the names of those agents that they have left out.
     """
     from choreo.runtime.processes import Supervisor, command
 

@@ -10,7 +10,7 @@ import contextlib
 import faulthandler
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from choreo import forks
@@ -18,6 +18,7 @@ from choreo.observe.systemd import Notifier
 
 VARIABLE: Final = "CHOREO_SUPERVISED"  # the two descriptors, while the process does not know them yet
 DEADLINE: Final = "X_CHOREO_DEADLINE"  # seconds that the event loop may stand still, as each sign of life says
+LEFT_OUT: Final = "X_CHOREO_LEFT_OUT"  # names of agents, parted by commas
 INTERVAL: Final = 1.0  # seconds between two of them
 
 
@@ -33,6 +34,11 @@ class Line(Notifier):
     def watchdog(self) -> None:
         """Still alive."""
         self._send(f"WATCHDOG=1\n{DEADLINE}={self.deadline():g}")
+
+    def left_out(self, names: Sequence[str]) -> None:
+        """Some agents are not run: in development what is good starts without what is broken."""
+        if names:
+            self._send(f"{LEFT_OUT}={', '.join(names)}")
 
     def _send(self, assignment: str) -> None:
         with contextlib.suppress(OSError):  # it is gone, which standard input says too, or has too much to read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from choreo.censor import censored
 
@@ -49,6 +49,9 @@ class Notifier:
         """Show `text` in `systemctl status`."""
         # A line of its own would be another assignment, such as MAINPID=.
         self._send("STATUS=" + " ".join(censored(text).split())[:_STATUS_LIMIT])
+
+    def left_out(self, names: Sequence[str]) -> None:
+        """Some agents are not run, for whoever asked for that; systemd has no word for it."""
 
     @property
     def takes_time(self) -> bool:

@@ -51,6 +51,7 @@ class _Process:
         self.status = "starting"
         self.was_ready = False
         self.had_begun = False  # to take messages: what ends it from then on may be one of them
+        self.left_out: list[str] = []  # agents that it does not run
         self.stacks = ""  # where it stood when it ended, if it died of a fault or an abort
         self._command = command
         self._last_sign: float | None = None  # none before its event loop turns
@@ -67,7 +68,7 @@ class _Process:
         """Run once to the end; return the exit code, negative for a signal."""
         loop = asyncio.get_running_loop()
         self.ready = self.was_ready = self.had_begun = self._ending = False
-        self.status, self.stacks = "starting", ""
+        self.status, self.stacks, self.left_out = "starting", "", []
         signs, its_signs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         stacks, its_stacks = os.pipe()
         os.set_blocking(its_stacks, False)  # what does not fit is cut off, and nobody waits for it
@@ -138,6 +139,8 @@ class _Process:
                 self._last_sign = time.monotonic()
             elif name == supervisor.DEADLINE:
                 self._deadline = float(value)
+            elif name == supervisor.LEFT_OUT:
+                self.left_out = value.split(", ")
             elif name == "STATUS":
                 self.status = value
                 self.had_begun = self.had_begun or value.startswith(SUBSCRIBING)
@@ -147,7 +150,7 @@ class _Process:
 class Supervisor:
     """Keeps a process of each of `commands` running until a signal ends them all.
 
-    `on_ready` is called once, when all are ready for the first time.
+    `on_ready` is called once, when all are ready for the first time, with the names of agents that they left out.
     """
 
     def __init__(
@@ -156,7 +159,7 @@ class Supervisor:
         settings: Settings,
         start: Start,
         watched: Sequence[Path] = (),
-        on_ready: Callable[[], None] = lambda: None,
+        on_ready: Callable[[Sequence[str]], None] = lambda _: None,
     ) -> None:
         self._commands = commands
         self._settings = settings
@@ -294,7 +297,7 @@ class Supervisor:
                 announced = True
                 self._start.over()
                 self._notifier.ready()
-                self._on_ready()
+                self._on_ready(sorted({name for process in self._processes for name in process.left_out}))
             if self.status != said:
                 said = self.status
                 self._start.going_on()

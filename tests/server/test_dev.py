@@ -329,6 +329,89 @@ def test_a_module_that_cannot_be_imported_is_said_before_a_broker_starts(choreo:
     assert "broker " not in done.stderr
 
 
+BROKEN_EVENT = """
+from choreo import Event
+
+class Measured(Event, topic="visitor.measured", external=True):
+    tools: type
+"""
+BOOKKEEPER = """
+from agents.measures import Measured
+from choreo import Agent
+
+agent = Agent("{name}")
+
+@agent.on
+async def note(measured: Measured) -> None:
+    print("noted", flush=True)
+"""
+
+
+@pytest.fixture
+def half_broken(shop: Path) -> Path:
+    """A project in which two agents share an event that is refused, and a third cannot be read as Python."""
+    (shop / "agents" / "measures.py").write_text(BROKEN_EVENT)
+    for name in ("bookkeeper", "surveyor"):
+        (shop / "agents" / f"{name}.py").write_text(BOOKKEEPER.format(name=name))
+    (shop / "agents" / "torn.py").write_text("def (\n")
+    (shop / "agents" / "Scratch.py").write_text("def (\n")
+    return shop
+
+
+def said_of(running: Running) -> str:
+    said = "".join(running.stderr)
+    assert re.search(r"agents/measures\.py:\d+.*tools", said), said
+    assert said.count("left out, because of that") == 2
+    assert "left out, because of that: bookkeeper, surveyor" in said
+    assert "torn cannot be imported (agents/torn.py, line 1)" in said.replace("agents.torn", "torn")
+    return said
+
+
+def test_what_is_good_starts_without_what_is_broken(dev: Callable[..., Running], choreo: Run, half_broken: Path):
+    """What is wrong is said in full, once for each module; `ready` says what is missing; what is said to type works."""
+    running = dev()
+    assert "without " in running.wait_for("ready ")
+    for name in ("bookkeeper", "surveyor", "torn"):
+        assert name in running.wait_for("ready ")
+    said_of(running)
+    command = running.wait_for("publish ").split("choreo publish ")[1].replace("'", "").split(" ", 2)
+    assert choreo("publish", *command).returncode == 0
+    running.wait_for("Hello a!")
+    look = running.wait_for("look ").split("choreo ")[1].rstrip("; \n").split(" ")
+    assert choreo(*look).returncode == 0
+
+
+def test_a_name_that_is_given_is_left_out_as_well(dev: Callable[..., Running], half_broken: Path):
+    """Whoever names two agents gets the good one."""
+    running = dev("greeter", "torn")
+    assert "without torn" in running.wait_for("ready ")
+
+
+def test_reload_takes_in_what_is_fixed(dev: Callable[..., Running], choreo: Run, half_broken: Path):
+    """What is good runs meanwhile, `ready` says what is missing, and the change that fixes it brings it in."""
+    pytest.importorskip("watchfiles")
+    running = dev("--reload")
+    assert "without bookkeeper, surveyor, torn" in running.wait_for("ready ")
+    said_of(running)
+    choreo("publish", "--raw", "visitor.arrived", '{"name": "Ada"}')
+    running.wait_for("Hello Ada!")
+    (half_broken / "agents" / "measures.py").write_text(BROKEN_EVENT.replace("type", "int"))
+    running.wait_for("consuming from choreo.bookkeeper, choreo.greeter, choreo.surveyor")
+    choreo("publish", "--raw", "visitor.measured", '{"tools": 1}')
+    running.wait_for("noted", times=2)
+
+
+@pytest.mark.parametrize("names", [(), ("torn", "bookkeeper")])
+def test_nothing_that_could_be_imported_is_78(choreo: Run, half_broken: Path, names: tuple[str, ...]):
+    """Each cause is said, and no broker starts."""
+    (half_broken / "agents" / "greeter.py").unlink()
+    done = choreo("dev", *names, "--port", "0")
+    assert done.returncode == 78
+    assert "measures.py" in done.stderr
+    assert "torn" in done.stderr
+    assert "broker " not in done.stderr
+
+
 def test_reload_waits_for_a_broken_module_to_be_mended(dev: Callable[..., Running], choreo: Run, shop: Path):
     """The error is shown, the broker stays, and the change that mends it starts the agents."""
     pytest.importorskip("watchfiles")

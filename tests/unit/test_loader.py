@@ -16,7 +16,7 @@ import pytest
 
 from choreo.errors import ChoreoError, ConfigurationError, DeclarationError, InvalidName, UnknownAgent
 from choreo.graph.choreography import Choreography
-from choreo.loader import forgotten, known, load, load_all, nobody, require, without_agent
+from choreo.loader import forgotten, known, load, load_all, load_good, nobody, require, without_agent
 
 Write = Callable[..., Path]
 
@@ -770,6 +770,56 @@ def test_all_of_a_folder_without_agents(folder: Path, tmp_path: Path):
     with pytest.raises(ConfigurationError, match="there is no agents folder") as raised:
         load_all(tmp_path / "agents")
     assert "CHOREO_AGENTS" in raised.value.way_out
+
+
+def test_what_is_good_of_a_folder(folder: Path, write: Write):
+    """Every agent that can be imported, and what is wrong with each other one: nothing is passed over in silence."""
+    write("events", "class Broken:\n    1 / 0\n")
+    write("bill", AGENT.format(name="bill"))
+    write("cook", "from choreo import Agent\nimport crew.events\nagent = Agent('cook')\n")
+    write("guest", "from choreo import Agent\nagent = Agent('guest')\nraise SystemExit\n")
+    write("pay", AGENT.format(name="payment"))
+    write("payment", AGENT.format(name="payment"))
+    write("torn", "def (")
+    write("wrong", AGENT.format(name="right"))
+
+    agents, left_out = load_good(folder)
+
+    assert [agent.name for agent in agents] == ["bill", "payment"]
+    assert {name: type(error) for name, error in left_out.items()} == {
+        "crew/pay.py": DeclarationError,
+        "right": DeclarationError,
+        "cook": ZeroDivisionError,
+        "guest": DeclarationError,
+        "torn": SyntaxError,
+    }
+
+
+def test_what_is_good_of_names(folder: Path, write: Write):
+    """A name that nothing has is an error still: it is a slip, and no module that will be fixed."""
+    write("bill", AGENT.format(name="bill"))
+    write("torn", "def (")
+
+    agents, left_out = load_good(folder, ["torn", "bill"])
+
+    assert [agent.name for agent in agents] == ["bill"]
+    assert list(left_out) == ["torn"]
+    with pytest.raises(UnknownAgent):
+        load_good(folder, ["bill", "bell"])
+    with pytest.raises(InvalidName):
+        load_good(folder, ["bill", "../bill"])
+
+
+def test_what_is_good_of_no_folder(tmp_path: Path):
+    """There is nothing to choose from."""
+    with pytest.raises(ConfigurationError, match="there is no agents folder"):
+        load_good(tmp_path / "agents")
+
+
+def test_a_file_that_is_no_python_and_no_agents_is_not_forgotten(folder: Path, write: Write):
+    """Looking for forgotten agents does not stumble over it."""
+    (folder / "Scratch.py").write_text("def (")
+    assert forgotten(folder) == []
 
 
 def test_one_name_in_two_files(folder: Path, write: Write):
