@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from choreo.errors import ChoreoError
-from choreo.message import DELIVERY_COUNT, Message
+from choreo.message import ATTEMPT, DELIVERY_COUNT, Message
 from choreo.topology import Topology
 
 FRAME_MAX: Final = 131_072  # bytes, where the broker has no bound of its own
@@ -93,8 +93,18 @@ def came_back(delivery: Delivery) -> int:
 
 
 def likeness(delivery: Delivery) -> object:
-    """Return what is the same for a message whenever it comes; its headers count how often it came."""
-    return delivery.message.message_id, delivery.routing_key, delivery.message.body
+    """Return what is the same for a message whenever it comes; its headers count how often it came.
+
+    Another try of an event is another message, though all else of it may be the same.
+    """
+    message = delivery.message
+    attempt = message.headers.get(ATTEMPT)
+    return (
+        message.message_id,
+        delivery.routing_key,
+        attempt if isinstance(attempt, int) else None,  # whatever a publisher may have written there
+        hash(message.body),  # which may be large, and is not to be kept
+    )
 
 
 OnDelivery = Callable[[Delivery], None]

@@ -47,7 +47,7 @@ class Overdue:
         self._runs: dict[object, list[_Run]] = {}
         # Until when to expect what has run, and is still to be delivered again.
         self._done: dict[object, float] = {}
-        # Whether there is any of either: an attribute, since each delivery asks [0.1 us].
+        # Whether anything runs: an attribute, since each acknowledgement asks [0.1 us].
         self.any = False
 
     def taken_back(self, deliveries: Iterable[Delivery], error: ChoreoError) -> None:
@@ -61,7 +61,7 @@ class Overdue:
 
     def wait(self, delivery: Delivery) -> bool:
         """Say whether `delivery` is a copy of what runs; it is to be settled when that run ends then."""
-        runs = self._runs.get(likeness(delivery))
+        runs = self._runs.get(likeness(delivery)) if self._runs else None
         if not runs:
             return False
         run = min(runs, key=lambda run: len(run.copies))
@@ -87,15 +87,14 @@ class Overdue:
     def expect(self, delivery: Delivery) -> None:
         """Note that `delivery` is done with while no copy of it was here: the next one needs no run of its own."""
         if is_sure(delivery):
-            if len(self._done) >= _MOST_DONE:
+            now = asyncio.get_running_loop().time()
+            while self._done and (len(self._done) >= _MOST_DONE or next(iter(self._done.values())) < now):
                 del self._done[next(iter(self._done))]
-            self._done[likeness(delivery)] = asyncio.get_running_loop().time() + _EXPECTED
-            self._count()
+            self._done[likeness(delivery)] = now + _EXPECTED
 
     def is_done(self, delivery: Delivery) -> bool:
         """Say whether `delivery` is a copy that was expected, once."""
-        until = self._done.pop(likeness(delivery), 0.0)
-        self._count()
+        until = self._done.pop(likeness(delivery), 0.0) if self._done else 0.0
         return until > asyncio.get_running_loop().time()
 
     def clear(self) -> None:
@@ -105,7 +104,7 @@ class Overdue:
         self._count()
 
     def _count(self) -> None:
-        self.any = bool(self._runs or self._done)
+        self.any = bool(self._runs)
 
     def _give_up(self, run: _Run) -> None:
         self._end(

@@ -154,9 +154,9 @@ class _Subscription:
     def _arrived(self, delivery: Delivery) -> None:
         self._consumer, delivery.consumer = delivery.consumer, self  # the first one may come before `consume` returns
         self.arrivals += 1
-        if delivery.redelivered and self._overdue.any and self._overdue.is_done(delivery):
+        if delivery.redelivered and self._overdue.is_done(delivery):
             delivery.consumer.acknowledge(delivery)
-        elif delivery.redelivered and self._overdue.any and self._overdue.wait(delivery):
+        elif delivery.redelivered and self._overdue.wait(delivery):
             self._hold(delivery)
         elif delivery.redelivered and came_back(delivery) >= SUSPECT:
             self.suspects.append(delivery)

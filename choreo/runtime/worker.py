@@ -360,7 +360,7 @@ class Worker:
             courier,
             context,
             concurrency=self._settings.concurrency,
-            held=self._limits[courier.agent.name][0],
+            held=sum(self._limits[courier.agent.name][:2]),
             slice=self._slice,
             pause=self._sleep,
             failed=self.fail,

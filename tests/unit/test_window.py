@@ -14,7 +14,7 @@ import pytest
 import choreo
 from choreo.errors import BrokerUnreachable, ChoreoError, EnvelopeError
 from choreo.event import Event
-from choreo.message import DELIVERY_COUNT, Message
+from choreo.message import ATTEMPT, DELIVERY_COUNT, Message
 from choreo.retry import Retry
 from choreo.runtime.holding import affordable, longest_way, needed, shares
 from choreo.runtime.overdue import ROUNDS
@@ -435,6 +435,37 @@ async def test_what_ends_before_it_is_delivered_again_does_not_run_again(scenes:
     assert agent.begun == ["long"]
     fake.put("long", 1)
     await agent.runs("long")
+
+
+async def test_next_try_of_an_event_is_no_copy_of_the_one_before(scenes: list[Scene]) -> None:
+    """A run may end in a retry while its own copy is with somebody else. That retry has the same id, body and way: it
+    runs, also where another worker had it first and gave it back."""
+    fake = FakeQueue(("long", 0), with_ids=True)
+    agent = await play(scenes, fake)
+    await agent.runs("long")
+    fake.take_back("long")
+    fake.ready.clear()  # another worker has got the copy
+    agent.end("long")
+    fake.ready.append(Message(b"long", {ATTEMPT: 1, DELIVERY_COUNT: 1}, message_id="long"))
+    fake.deliver()
+    await agent.runs("long")
+
+
+async def test_what_was_done_is_not_remembered_for_ever(scenes: list[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies come to somebody else, or never: what was kept to know them by goes with the time in which they come."""
+    monkeypatch.setattr("choreo.runtime.overdue._EXPECTED", 0.05)
+    fake = FakeQueue(*((f"{number}", 0) for number in range(5)), with_ids=True)
+    agent = await play(scenes, fake)
+    await agent.runs("0", "1", "2", "3", "4")
+    fake.take_back("0", "1", "2", "3", "4")
+    fake.ready.clear()
+    overdue = scenes[0].window._overdue
+    for number in range(4):
+        agent.end(f"{number}")
+    assert len(overdue._done) == 4
+    await asyncio.sleep(0.1)
+    agent.end("4")
+    assert len(overdue._done) == 1
 
 
 async def test_message_without_an_id_runs_after_one_that_looks_the_same(scenes: list[Scene]) -> None:
