@@ -27,6 +27,7 @@ _MOST_DONE: Final = 10_000
 
 T = TypeVar("T")
 End = Callable[[Delivery, ChoreoError], None]
+Held = Callable[[Delivery], Iterable[Delivery]]
 
 
 @dataclass(slots=True)
@@ -39,10 +40,15 @@ class _Run:
 
 
 class Overdue:
-    """The runs of one agent's queue in one session, as many as may be held. `end` ends one with an error."""
+    """The runs of one agent's queue in one session, as many as may be held.
 
-    def __init__(self, end: End) -> None:
+    `end` ends one with an error. `held` says what other subscriptions hold than that of the delivery it is given: a
+    broker may deliver something again before it says that it has taken it back.
+    """
+
+    def __init__(self, end: End, held: Held) -> None:
         self._end = end
+        self._held = held
         self._error = ChoreoError("")  # the last one
         self._runs: dict[object, list[_Run]] = {}
         # Until when to expect what has run, and is still to be delivered again.
@@ -61,8 +67,11 @@ class Overdue:
 
     def wait(self, delivery: Delivery) -> bool:
         """Say whether `delivery` is a copy of what runs; it is to be settled when that run ends then."""
-        runs = self._runs.get(likeness(delivery)) if self._runs else None
-        if not runs:
+        key = likeness(delivery)
+        if key not in self._runs:
+            self.taken_back((each for each in self._held(delivery) if likeness(each) == key), self._error)
+        runs = self._runs.get(key)
+        if runs is None:
             return False
         run = min(runs, key=lambda run: len(run.copies))
         run.copies.append(delivery)

@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import heapq
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import chain
 from typing import Final
 
 from choreo.errors import BrokerUnreachable, ChoreoError
@@ -201,7 +202,7 @@ class Window:
         self.queue = queue
         self.prefetch = prefetch
         self._hold = hold
-        self._overdue = Overdue(end)
+        self._overdue = Overdue(end, self._held_beside)
         self._ended = asyncio.Event()  # the broker has ended the subscription that receives
         self._heard = False
         self._session = session
@@ -274,6 +275,9 @@ class Window:
             finally:
                 receiving.cancel()
                 ended.cancel()
+
+    def _held_beside(self, delivery: Delivery) -> Iterable[Delivery]:
+        return chain.from_iterable(each.held.values() for each in self._subscriptions if each is not delivery.consumer)
 
     def _timed_out(self, subscription: _Subscription, error: ChoreoError, *, guessed: bool = False) -> None:
         if subscription.ended is not None or subscription not in self._subscriptions:

@@ -118,7 +118,10 @@ async def _measure() -> list[tuple[str, float]]:
     read = _cost(lambda: [decode.message(properties, body) for _, properties, body in kept.parts])
 
     arrived: Arrivals[Delivery] = Arrivals(1, _ORDERS, lambda: True)
-    consumer, deliveries = _Consumer(lane, _Subscription(arrived.put, Overdue(lambda *_: None))), list[Delivery]()
+    consumer, deliveries = (
+        _Consumer(lane, _Subscription(arrived.put, Overdue(lambda *_: None, lambda _: ()))),
+        list[Delivery](),
+    )
     seat = arrived.seat()
 
     def hand_on() -> None:
