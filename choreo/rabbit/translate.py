@@ -28,7 +28,9 @@ _INEQUIVALENT: Final = re.compile(
     r" received (?P<received>.+?) but current is (?P<current>.+?)\"?$"
 )
 
+_GONE: Final = re.compile(r"NOT_FOUND - no (?P<kind>queue|exchange) '(?P<name>.+)' in vhost ")
 _TIMED_OUT: Final = re.compile(r"delivery acknowledgement on channel \d+ timed out.*?: (-?\d+) ms")
+_DELETED: Final = {"queue": "the queue was deleted, and what it held is gone", "exchange": "the exchange was deleted"}
 _LONGER: Final = (
     "raise what limits it: the policy key consumer-timeout (rabbitmqctl list_policies), or consumer_timeout in"
     " rabbitmq.conf; or make the reaction faster"
@@ -139,6 +141,12 @@ def timed_out(queue: str) -> ChoreoError:
     )
 
 
+def cancelled(queue: str, *, deleted: bool) -> ChoreoError:
+    """Return why a consumer of `queue` was cancelled; not `deleted`: nothing has missed the queue so far."""
+    moved = "" if deleted else ", or its leader moved"
+    return BrokerUnreachable(f"the broker cancelled the consumer of {queue!r}: {_DELETED['queue']}{moved}")
+
+
 def flag_off(text: str) -> ChoreoError | None:
     """Return what it means that the broker refuses a stream with `text`, None when it says something else.
 
@@ -179,6 +187,12 @@ def refusal(code: int, text: str) -> ChoreoError:
             f"{kind} {name!r} exists on the broker with {found['argument']} = {found['current']},"
             f" choreo declares {found['received']}",
             f"{delete}, then start again; or keep it and use another namespace (CHOREO_NAMESPACE)",
+        )
+    if (gone := _GONE.search(text)) is not None:
+        # It was declared before anybody asked for it, and is so again: no configuration is wrong.
+        return BrokerUnreachable(
+            f"the broker has no {gone['kind']} {gone['name']!r}: {_DELETED[gone['kind']]}",
+            "a worker declares it anew; choreo inspect queues shows which there are",
         )
     if code == _ACCESS_REFUSED:
         return AccessRefused(

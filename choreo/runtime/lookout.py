@@ -46,7 +46,9 @@ async def watch(
             if mark is None or window.mark != mark:
                 marks.pop(window.queue, None)
                 continue
-            if found is None or not found.consumers:
+            if found is None:
+                raise BrokerUnreachable(f"the queue {window.queue!r} was deleted, and what it held is gone")
+            if not found.consumers:
                 raise BrokerUnreachable(f"the broker has lost the consumer of {window.queue}")
             if found.ready and marks.get(window.queue) == mark:
                 raise BrokerUnreachable(

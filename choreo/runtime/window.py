@@ -284,7 +284,7 @@ class Window:
             return
         if guessed and not subscription.held and not subscription.suspects:
             # Nothing was held, so nothing for too long: its queue was deleted, and another one has the name by now.
-            reason = "it was deleted and declared again, not by this worker"
+            reason = "the queue was deleted, and what it held is gone; somebody has declared it again"
             self._fail("", BrokerUnreachable(f"the broker cancelled the consumer of {self.queue!r}: {reason}"))
             return
         subscription.ended = error

@@ -9,7 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,7 +23,7 @@ from choreo.agent import Agent
 from choreo.broker import in_process
 from choreo.broker.in_process import Host
 from choreo.config.broker_url import BrokerUrl
-from choreo.errors import AccessRefused, BrokerUnreachable, ChoreoError, ConfigurationError, TopologyMismatch
+from choreo.errors import AccessRefused, BrokerUnreachable, ChoreoError, TopologyMismatch
 from choreo.event import Event
 from choreo.message import Message
 from choreo.rabbit import session as rabbit
@@ -444,9 +444,10 @@ async def test_settling_after_the_end_does_nothing(open_session: Open, session: 
 
 
 async def test_consuming_from_a_missing_queue_is_refused(session: Session, namespace: str) -> None:
+    """Whoever subscribes has declared it before, so it was deleted; a worker begins anew, and no setting is wrong."""
     error = await refused(session.consume(f"{namespace}.missing", prefetch=1, on_delivery=print))
-    assert isinstance(error, ConfigurationError)
-    assert f"{namespace}.missing" in str(error)
+    assert isinstance(error, BrokerUnreachable)
+    assert f"no queue '{namespace}.missing': the queue was deleted, and what it held is gone" in error.message
 
 
 # Looking and declaring.
@@ -637,6 +638,36 @@ async def test_deleted_queue_ends_the_session(
     await delete_queue(box.queue)
     async with asyncio.timeout(5):
         assert "queue was deleted" in str(await session.lost)
+
+
+@pytest.mark.parametrize("first", ["cancel", "consume", "stats", "missing"])
+async def test_deleted_queue_is_named_whichever_request_meets_it_first(
+    session: Session, box: Box, delete_queue: Callable[[str], Awaitable[None]], first: str
+) -> None:
+    """Also to one who is told of consumer timeouts, whose cancel the broker does not explain."""
+    timeouts: list[ChoreoError] = []
+
+    def ended(error: ChoreoError, *, guessed: bool = False) -> None:
+        timeouts.append(error)
+
+    await session.consume(box.queue, prefetch=1, on_delivery=box.got.append, on_timeout=ended)
+    await delete_queue(box.queue)
+    match first:
+        case "consume":
+            with suppress(ChoreoError):
+                await session.consume(box.queue, prefetch=1, on_delivery=box.got.append, on_timeout=ended)
+        case "stats":
+            with suppress(ChoreoError):
+                await session.stats(box.queue)
+        case "missing":
+            with suppress(ChoreoError):
+                await session.missing(box.topology)
+    async with asyncio.timeout(30):
+        lost = await session.lost
+    assert isinstance(lost, BrokerUnreachable)
+    assert box.queue in lost.message
+    assert "the queue was deleted, and what it held is gone" in lost.message
+    assert not timeouts
 
 
 @on_a_wire

@@ -82,7 +82,7 @@ async def verdict(looks: Sequence[Look | BrokerUnreachable | None]) -> str | Non
         ([Look(7, ready=0), Look(7, ready=3), Look(7, ready=3)], "3 messages ready"),
         ([Look(7, ready=3), BrokerUnreachable("busy"), Look(7, ready=3)], "3 messages ready"),
         ([Look(7, consumers=0)], "lost the consumer of queue"),
-        ([None], "lost the consumer of queue"),
+        ([None], "was deleted, and what it held is gone"),
     ],
     ids=["nothing comes", "nothing comes any more", "an answer fails", "no consumer", "no queue"],
 )

@@ -221,8 +221,7 @@ class InProcessConsumer:
                     Delivery(received(sent), sent.exchange, sent.routing_key, sent.delivery_tag, sent.redelivered, self)
                 )
             case Cancelled():
-                reason = "the queue was deleted, and what it held is gone"
-                self._session.cut(BrokerUnreachable(f"the broker cancelled the consumer of {self.queue!r}: {reason}"))
+                self._session.cut(translate.cancelled(self.queue, deleted=True))
 
 
 def received(sent: Deliver | Got) -> Message:
