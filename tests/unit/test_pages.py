@@ -40,10 +40,10 @@ def test_the_group_of_entry_points_is_on_the_page():
 
 
 def test_the_level_that_shows_what_was_handled_is_said():
-    """What became of an event that did not fail is a debug line."""
+    """The outcome of an event that did not fail is a debug line."""
     page = (ROOT / "docs" / "deployment.md").read_text()
     before = page[: page.index("jq -R")].split("## Logs")[1]
-    assert "with `CHOREO_LOG_LEVEL=debug` all that became of it" in before
+    assert "with `CHOREO_LOG_LEVEL=debug` its whole history" in before
 
 
 def test_what_a_namespace_costs_is_counted_right():
