@@ -51,7 +51,7 @@ class RabbitConsumer:
 
     async def close(self) -> None:
         """Close the channel."""
+        self._leave(self)
         if not self.channel.is_closed:
             await self._receiving.end()
-            self._leave(self)
             await calls.quietly(self.channel.close())

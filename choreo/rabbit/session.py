@@ -296,7 +296,8 @@ class RabbitSession:
 
     def _leave(self, consumer: RabbitConsumer) -> None:
         self._consumers.discard(consumer)
-        self._left.add(consumer.channel)
+        if not consumer.channel.is_closed:
+            self._left.add(consumer.channel)
 
     def _on_channel_closed(
         self, channel: AbstractChannel, on_timeout: OnTimeout | None, closing: asyncio.Future[Any]

@@ -28,8 +28,9 @@ _logger = get_logger()
 class DueEvents:
     """Publishes due events in one session. Each is settled only when its copy is confirmed: at least once.
 
-    A nack says that one of several queues has not taken it, and not which. So it is published again, after a delay that
-    doubles each time; those that have it already get it again, with the same id. Nothing else waits for it meanwhile.
+    A nack says that one of several queues has not taken it, and not which, or that the dead-letter queue is full. So it
+    is published again, after a delay that doubles each time; those that have it already get it again, with the same id.
+    Nothing else waits for it meanwhile.
     """
 
     def __init__(self, session: Session, names: Names) -> None:
@@ -84,9 +85,17 @@ class DueEvents:
             delivery.consumer.requeue(delivery)
 
     async def _publish(self, delivery: Delivery) -> str | None:
-        """Have it stored where it belongs. Return why it is not, or None."""
+        """Have it stored where it belongs, or wait in the delays once more. Return why it is not, or None."""
         topic, refused = scheduled(delivery.routing_key)
         message = delivery.message
+        result = await self._store(message, topic)
+        if isinstance(result, Unknown) and result.nacked and message.unread is None:  # else its headers would be lost
+            doublings = min(refused, _MOST_REFUSED)
+            key = schedule_key(topic, 2**doublings, min(refused + 1, _MOST_REFUSED))
+            result = await self._send(message.forwarded({}), self._names.delay, key)
+        return None if isinstance(result, Confirmed) else result.detail
+
+    async def _store(self, message: Message, topic: str) -> Publication:
         if message.unread is not None:
             unread = EnvelopeError(Reason.HEADERS, "the headers of this scheduled event cannot be read")
             return await self._bury(message, topic, Reason.HEADERS, unread)
@@ -97,14 +106,10 @@ class DueEvents:
                 return await self._bury(message, topic, Reason.UNCLAIMED, nobody)
             case Refused("rejected", detail):
                 return await self._bury(message, topic, Reason.REFUSED, PublishRefused(detail))
-            case Unknown() if result.nacked:
-                doublings = min(refused, _MOST_REFUSED)
-                key = schedule_key(topic, 2**doublings, min(refused + 1, _MOST_REFUSED))
-                result = await self._send(message.forwarded({}), self._names.delay, key)
-        return None if isinstance(result, Confirmed) else result.detail
+        return result
 
-    async def _bury(self, message: Message, topic: str, reason: Reason, error: ChoreoError) -> str | None:
-        """Write a dead letter for what no agent has. Return why it is not stored, or None."""
+    async def _bury(self, message: Message, topic: str, reason: Reason, error: ChoreoError) -> Publication:
+        """Write a dead letter for what no agent has."""
         letter = dead_letter.write(
             message,
             topic=topic,
@@ -116,8 +121,7 @@ class DueEvents:
             first_failure=None,
             code_version=None,
         )
-        result = await self._send(letter, self._names.unclaimed, schedule_key(topic, 0))
-        return None if isinstance(result, Confirmed) else result.detail
+        return await self._send(letter, self._names.unclaimed, schedule_key(topic, 0))
 
     async def _send(self, message: Message, exchange: str, key: str) -> Publication:
         return await self._session.publish(message, exchange=exchange, routing_key=key, timeout=_PATIENCE)

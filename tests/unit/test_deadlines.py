@@ -48,6 +48,24 @@ async def test_answered_ones_are_not_kept_until_their_time_is_up() -> None:
     assert len(deadlines._waiting) == 1
 
 
+async def test_one_without_an_answer_does_not_keep_those_behind_it() -> None:
+    """A queue without a leader may be silent for as long as a publish may wait, while others answer thousands."""
+    told: list[Asked] = []
+    deadlines: Deadlines[Asked] = Deadlines(0.5, lambda each, _: told.append(each))
+    first = Asked()
+    deadlines.add(first)
+    most = 0
+    for _ in range(20_000):
+        each = Asked()
+        deadlines.add(each)
+        each.answer.set_result(None)
+        most = max(most, len(deadlines._waiting))
+    assert most < 5_000
+    late = Asked()
+    deadlines.add(late)
+    await eventually(lambda: told == [first, late])
+
+
 async def test_stopped_they_hold_nothing_and_call_nobody() -> None:
     told: list[Asked] = []
     deadlines: Deadlines[Asked] = Deadlines(0.01, lambda each, _: told.append(each))

@@ -14,7 +14,7 @@ from choreo.message import Message
 from choreo.runtime.due import DueEvents
 from choreo.testing import VirtualLoop
 from choreo.topology import Binding, Names, Queue, Topology, schedule_key
-from choreo.transport import Confirmed, Delivery, Publication, Refused, Session, Unknown
+from choreo.transport import Confirmed, Delivery, Publication, Refused, Session, Unknown, nacked
 
 NAMES = Names("shop")
 PLACED = "order.placed"
@@ -193,6 +193,36 @@ def test_an_event_that_the_broker_never_takes_is_a_dead_letter() -> None:
         assert stage.heard == []
 
     rehearse(scenario, wrapped=lambda session: Answering(session, Refused("rejected", "no permission")))
+
+
+class Full(Answering):
+    """A session whose broker takes no dead letters: their queue is full."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session, Confirmed())
+
+    async def publish(self, message: Message, *, exchange: str, **options: Any) -> Publication:
+        if exchange == NAMES.unclaimed:
+            return nacked(exchange, "")
+        return await self._session.publish(message, exchange=exchange, **options)
+
+
+def test_dead_letters_that_are_not_taken_hold_up_no_other_event() -> None:
+    """More of them than are on the way at a time, at the head of the queue: what is due meanwhile is in time, and they
+    wait in the delays, where they are seen."""
+
+    async def scenario(stage: Stage) -> None:
+        await stage.queue("free")
+        for _ in range(250):
+            await stage.schedule(1, "order.lost")
+        await asyncio.sleep(3)
+        await stage.schedule(1)
+        began = stage.loop.time()
+        await asyncio.sleep(60)
+        assert [when - began for _, _, when in stage.heard] == [pytest.approx(1, abs=0.5)]
+        assert sum(stage.waiting().values()) == 250
+
+    rehearse(scenario, wrapped=Full)
 
 
 def test_a_session_that_is_lost_under_it_loses_nothing() -> None:

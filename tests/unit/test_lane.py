@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -16,6 +17,7 @@ from pamqp import commands, frame, header, heartbeat
 from yarl import URL
 
 from choreo.message import Message
+from choreo.rabbit.consumer import RabbitConsumer
 from choreo.rabbit.lane import frames
 from choreo.rabbit.lane.consuming import Consuming
 from choreo.rabbit.lane.protocol import Lane, _Splitter
@@ -500,3 +502,12 @@ async def test_settlements_that_cannot_be_written_are_told_of() -> None:
     consuming.acknowledge(1)
     await asyncio.sleep(0)
     assert [str(each) for each in failures] == ["no transport"]
+
+
+async def test_a_subscription_whose_channel_the_broker_has_closed_is_forgotten() -> None:
+    """A session may see many of them end so, each over its consumer timeout."""
+    left: list[RabbitConsumer] = []
+    channel = cast("AbstractChannel", SimpleNamespace(is_closed=True))
+    consumer = RabbitConsumer("queue", channel, leave=left.append)
+    await consumer.close()
+    assert left == [consumer]

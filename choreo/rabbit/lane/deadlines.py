@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+_FEW: Final = 1024
 
 
 class Bounded(Protocol):
@@ -31,6 +33,7 @@ class Deadlines(Generic[T]):
         self._passed = passed
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[tuple[float, T]] = deque()
+        self._most = _FEW  # kept before those that have their answer are looked for
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, each: T) -> None:
@@ -38,6 +41,10 @@ class Deadlines(Generic[T]):
         waiting = self._waiting
         while waiting and waiting[0][1].answer.done():
             waiting.popleft()
+        if len(waiting) >= self._most:
+            # Behind one without an answer they stand for as long as it may wait. Seldom enough to cost nothing.
+            waiting = self._waiting = deque(one for one in waiting if not one[1].answer.done())
+            self._most = max(_FEW, 2 * len(waiting))
         deadline = self._loop.time() + self.timeout
         waiting.append((deadline, each))
         if self._timer is None:
