@@ -103,6 +103,7 @@ def run(  # noqa: PLR0917 - typer makes an option of each
         for name in names or []:
             loader.require(name, settings.agents_folder)
     start.step(f"importing {', '.join(names or ['all agents'])}")
+    start.serve_health(settings)
     # With --reload a file that cannot be imported is for its process to say: the next change may mend it.
     if leave_out_broken:  # the process that `choreo dev --reload` starts
         agents, left_out = find_good(names or [], settings)

@@ -12,8 +12,9 @@ import errno
 import json
 import os
 import re
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 
 from choreo import forks
@@ -49,14 +50,13 @@ class Health:
         self._ready = ready
         self._host = host.removeprefix("[").removesuffix("]")  # as an IPv6 address has them in a URL
         self._asked_port = port
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._requests: set[asyncio.Task[None]] = set()
 
     @property
     def port(self) -> int:
         """The port that it listens on, also when 0 was asked for; 0 while it does not listen."""
-        sockets = self._server.sockets if self._server else ()
-        return int(sockets[0].getsockname()[1]) if sockets else 0
+        return next((int(each.getsockname()[1]) for server in self._servers for each in server.sockets), 0)
 
     async def start(self, patience: float = 0.0, given_up: Callable[[], bool] = lambda: False) -> None:
         """Listen. A port in use is tried again for `patience` seconds, unless `given_up`.
@@ -72,32 +72,50 @@ class Health:
                 return
             _log.warning("health endpoint waits", host=self._host, port=self._asked_port, why="the port is in use")
             await asyncio.sleep(_PAUSE)
-        assert self._server is not None
-        for each in self._server.sockets:
-            forks.keep_private(each.fileno())
+        self._keep_private()
+        _log.info("health endpoint", host=self._host, port=self.port)
+
+    async def take(self, sockets: Sequence[socket.socket]) -> None:
+        """Listen on `sockets`, on which another one has listened until now: no client meets a closed port."""
+        for each in sockets:
+            self._servers.append(await asyncio.start_server(self._accept, sock=each, limit=_HEAD_LIMIT))
+        self._keep_private()
+
+    def duplicates(self) -> list[socket.socket]:
+        """Return what it listens on, for another one to `take`; none where it does not listen."""
+        return [each.dup() for server in self._servers for each in server.sockets]
+
+    def descriptors(self) -> list[int]:
+        """Return what the event loop watches for new clients."""
+        return [each.fileno() for server in self._servers for each in server.sockets]
+
+    def _keep_private(self) -> None:
+        for each in self.descriptors():
+            forks.keep_private(each)
 
     async def _listens(self) -> bool:
         """Try to listen; say whether the port was free."""
         if not 0 <= self._asked_port <= 65_535:  # uvloop would listen on the remainder
             raise self._cannot_listen("a port is a number from 0 to 65535")
         try:
-            self._server = await asyncio.start_server(self._accept, self._host, self._asked_port, limit=_HEAD_LIMIT)
+            server = await asyncio.start_server(self._accept, self._host, self._asked_port, limit=_HEAD_LIMIT)
         except (OSError, ValueError) as error:  # ValueError: a host with a character that no name has
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 return False
             raise self._cannot_listen(_reason(error)) from error
+        self._servers.append(server)
         return True
 
     async def stop(self) -> None:
         """Stop listening and end what is still being answered."""
-        if self._server is None:
-            return
-        self._server.close()
+        for server in self._servers:
+            server.close()
         for request in self._requests:
             request.cancel()
         await asyncio.gather(*self._requests, return_exceptions=True)
-        await self._server.wait_closed()
-        self._server = None
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers = []
 
     def _cannot_listen(self, reason: str) -> ConfigurationError:
         return ConfigurationError(f"the health endpoint cannot listen on {self._place}: {reason}", _WAY_OUT)

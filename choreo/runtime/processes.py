@@ -182,7 +182,7 @@ class Supervisor:
             endpoint(
                 self._settings,
                 stop,
-                self._settings.health_port,
+                self._start,
                 ready=lambda: (self.ready, self.status),
                 live=self._live,
             ),

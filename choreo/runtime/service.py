@@ -92,11 +92,9 @@ async def serve(
     start = start or Start("its agents are there")
     notifier = start.notifier
     worker.watch(_reporter(start, on_ready))
-    # A supervisor serves the endpoint for all its processes.
-    port = None if isinstance(notifier, Line) else settings.health_port
     async with (
         signals(stop),
-        endpoint(settings, stop, port, ready=lambda: (worker.ready, worker.status)),
+        endpoint(settings, stop, start, ready=lambda: (worker.ready, worker.status)),
     ):
         longest = max((reaction.timeout for agent in agents for reaction in agent.reactions), default=0.0)
 
@@ -187,20 +185,23 @@ def _alive() -> tuple[bool, str]:
 async def endpoint(
     settings: Settings,
     stop: Stop,
-    port: int | None,
+    start: Start,
     ready: Callable[[], tuple[bool, str]],
     live: Callable[[], tuple[bool, str]] = _alive,
 ) -> AsyncIterator[None]:
-    """Serve /live and /ready, unless `port` is None. That an answer comes at all shows that the loop turns.
+    """Serve /live and /ready where that is wanted. That an answer comes at all shows that the loop turns.
 
     A port that is in use may be that of the worker that this one replaces: it has as long as a broker has at the start.
     """
+    port = start.health_port(settings)
     if port is None:
         yield
         return
     health = Health(live, ready, settings.health_host, port)
-    await health.start(min(settings.wait, _LONGEST_WAIT), given_up=lambda: stop.count > 0)
-    _logger.info("health endpoint", host=settings.health_host, port=health.port)
+    if sockets := start.sockets():
+        await health.take(sockets)
+    else:
+        await health.start(min(settings.wait, _LONGEST_WAIT), given_up=lambda: stop.count > 0)
     try:
         yield
     finally:

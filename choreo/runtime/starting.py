@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from contextlib import suppress
 from types import FrameType
 from typing import Final
 
+from choreo.config.settings import Settings
 from choreo.logger import get_logger
 from choreo.observe import supervisor
+from choreo.observe.health_thread import HealthThread
 from choreo.observe.systemd import Notifier
 
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)  # SIGINT has Python's own handler
@@ -36,6 +39,7 @@ class Start:
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, _end)
         self._over = threading.Event()
+        self._health: HealthThread | None = None
         self.step(what)
         if self.notifier.takes_time:
             threading.Thread(target=self._ask_for_time, name="start", daemon=True).start()
@@ -43,7 +47,23 @@ class Start:
     def step(self, what: str) -> None:
         """Say what is done now; it has as much time as any step."""
         self._began = time.monotonic()
-        self.notifier.status(f"starting: {what}")
+        self._status = f"starting: {what}"
+        self.notifier.status(self._status)
+
+    def serve_health(self, settings: Settings) -> None:
+        """Answer /live and /ready from now on, where that is wanted; before the imports, which may take long."""
+        port = self.health_port(settings)
+        if port is not None:
+            self._health = HealthThread(settings.health_host, port, lambda: self._status)
+
+    def health_port(self, settings: Settings) -> int | None:
+        """Return the port of this process's health endpoint, None for none: a supervisor's is for all its processes."""
+        return None if isinstance(self.notifier, supervisor.Line) else settings.health_port
+
+    def sockets(self) -> list[socket.socket]:
+        """Return what /live and /ready are asked on, for the event loop that answers from now on; none if nothing."""
+        health, self._health = self._health, None
+        return health.hand_over() if health is not None else []
 
     def going_on(self) -> None:
         """Note that something has happened: the next step has its own time."""

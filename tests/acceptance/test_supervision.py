@@ -166,6 +166,57 @@ agent = Agent("NAME", lifespan=lifespan)
     assert running.wait() == 0
 
 
+SLOW_IMPORT = """
+import time
+from pathlib import Path
+
+while not Path("import").exists():
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("arguments", [(), ("--processes", "2")], ids=["alone", "supervised"])
+def test_import_that_takes_its_time_is_asked_about(
+    start_choreo: Start, write: Write, post: Post, project: Path, manager: Manager, arguments: tuple[str, ...]
+) -> None:
+    """From before the imports on: /live is 200, /ready is 503 and says why, systemd hears it; then /ready is 200, at
+    the same port, and nobody who asks meanwhile is turned away."""
+    agent = write(SLOW_IMPORT + PATIENT)
+    environment = post.environment | manager.environment
+    running = start_choreo("run", agent, *arguments, "--health-port", "0", env=environment)
+    port = health_port(running)
+    until(lambda: manager.hears(f"STATUS=starting: importing {agent}"))
+    assert get(port, "/live") == (200, "alive")
+    assert get(port, "/ready") == (503, f"starting: importing {agent}")
+    with socket.create_connection(("127.0.0.1", port)) as slow:  # accepted now, and asks when the workers are ready
+        (project / "import").touch()
+        codes = set[int]()
+        while 200 not in codes:  # the test has its deadline
+            codes.add(get(port, "/ready")[0])
+        slow.settimeout(10)
+        slow.sendall(b"GET /live HTTP/1.1\r\n\r\n")
+        answer = slow.recv(100)
+    assert codes == {503, 200}
+    assert answer.startswith(b"HTTP/1.1 200") or not answer  # it had five seconds to ask
+    assert len(logged(running, "health endpoint")) == 1
+    running.send(signal.SIGTERM)
+    assert running.wait() == 0
+
+
+def test_health_port_in_use_while_the_agents_are_imported(
+    start_choreo: Start, write: Write, post: Post, project: Path
+) -> None:
+    """It is taken as soon as it is free, be it in the middle of an import."""
+    agent = write(SLOW_IMPORT + PATIENT)
+    with socket.create_server(("127.0.0.1", 0)) as old:
+        port = old.getsockname()[1]
+        running = start_choreo("run", agent, "--health-port", str(port), env=post.environment)
+        running.wait_for("health endpoint waits")
+    until(lambda: get(port, "/ready") == (503, f"starting: importing {agent}"))
+    (project / "import").touch()
+    until(lambda: get(port, "/ready")[0] == 200)
+
+
 def test_ready_says_what_the_start_waits_for(start_choreo: Start, write: Write) -> None:
     """Which broker does not answer, and why, instead of only that it starts."""
     with socket.socket() as closed:
