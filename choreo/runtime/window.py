@@ -230,9 +230,12 @@ class Window:
     async def cancel(self) -> None:
         """Ask for no more deliveries, and give back those that were set aside. The others stay to be settled."""
         with contextlib.suppress(TimeoutError):  # the broker does not answer: the end of the session does the rest
-            # One that is just being made would be nobody's; and a request that is cut off may cost the connection.
+            # One that is just being made would be nobody's; and a request that is cut off may cost the connection. Who
+            # waits to change something next must not get to it either.
             async with asyncio.timeout(_GOODBYE), self._changing:
-                pass
+                self._stop()
+                if self._work is not None:
+                    await asyncio.wait((self._work,))
         self._stop()
         for subscription in self._subscriptions:
             goodbye = asyncio.ensure_future(subscription.cancel())

@@ -65,6 +65,7 @@ class Consumer:
     async def cancel(self) -> None:
         await asyncio.sleep(random.random() / 10)
         self.receiving = False
+        await asyncio.sleep(0.001)  # what is on its way comes before the answer
 
     async def close(self) -> None:
         await asyncio.sleep(random.random() / 10)
@@ -164,43 +165,80 @@ class Agent:
             delivery.consumer.acknowledge(delivery)
 
 
+class Play:
+    """One window, what it is given and what becomes of it."""
+
+    def __init__(self, seed: str, prefetch: int, *, strict: bool) -> None:
+        random.seed(seed)
+        self.seed = seed
+        self.queue, self.agent = Queue(strict=strict), Agent()
+        self.sent: list[str] = []
+        session: Any = self.queue
+        self.window = Window(session, "queue", prefetch, Turns(1), self.agent.begin, end=lambda delivery, _: None)
+
+    async def begin(self) -> None:
+        """Let all kinds of things happen."""
+        await self.window.open()
+        for _ in range(STEPS):
+            match random.randrange(8):
+                case 0 | 1:
+                    self.sent.append(str(len(self.sent)))
+                    self.queue.put(self.sent[-1], random.choice((0, 0, 0, 1, 2, 3)))
+                case 2 | 3 | 4 if self.agent.running:
+                    self.agent.end(random.choice(sorted(self.agent.running)))
+                case 5:
+                    self.queue.time_out()
+                case _:
+                    await asyncio.sleep(random.choice((0, 0, 0.05, 0.2, 1, 70)))
+            assert not self.window.failed.done(), self.seed
+
+    def end_runs(self) -> None:
+        for name in sorted(self.agent.running):
+            self.agent.end(name)
+
+    def check(self) -> None:
+        """What is gone has run, and is gone once."""
+        assert set(self.queue.gone) <= set(self.agent.ended), self.seed
+        assert len(self.queue.gone) == len(set(self.queue.gone)), f"{self.seed}: settled twice"
+
+
 @pytest.mark.parametrize("strict", [True, False], ids=["3.10", "4.3"])
 @pytest.mark.parametrize("prefetch", [1, 2, 8])
 @in_virtual_time
 async def test_everything_is_settled_once_it_has_run(prefetch: int, strict: bool) -> None:
     """Whatever the broker takes back, and whenever: what it is told is done has run, and in the end nothing is left."""
-    for seed in range(SEEDS):
-        await play(f"{seed}/{prefetch}/{strict}", prefetch, strict=strict)
+    for number in range(SEEDS):
+        play = Play(f"{number}/{prefetch}/{strict}", prefetch, strict=strict)
+        await play.begin()
+        for _ in range(10 * len(play.sent) + 100):
+            play.end_runs()
+            await asyncio.sleep(0.3)
+            if len(play.queue.gone) >= len(play.sent):
+                break
+        play.check()
+        assert sorted(play.queue.gone) == sorted(play.sent), f"{play.seed}: {play.queue.ready}"
+        await asyncio.sleep(1)
+        assert not play.window._overdue._runs, play.seed
+        play.window.abandon()
 
 
-async def play(seed: str, prefetch: int, *, strict: bool) -> None:
-    random.seed(seed)
-    queue, agent = Queue(strict=strict), Agent()
-    session: Any = queue
-    window = Window(session, "queue", prefetch, Turns(1), agent.begin, end=lambda delivery, _: None)
-    await window.open()
-    sent = 0
-    for _ in range(STEPS):
-        match random.randrange(8):
-            case 0 | 1:
-                queue.put(str(sent := sent + 1), random.choice((0, 0, 0, 1, 2, 3)))
-            case 2 | 3 | 4 if agent.running:
-                agent.end(random.choice(sorted(agent.running)))
-            case 5:
-                queue.time_out()
-            case _:
-                await asyncio.sleep(random.choice((0, 0, 0.05, 0.2, 1, 70)))
-        assert not window.failed.done(), seed
-    for _ in range(10 * sent + 100):
-        for name in sorted(agent.running):
-            agent.end(name)
-        await asyncio.sleep(0.3)
-        if len(set(queue.gone)) == sent:
-            break
-    missing = {str(number) for number in range(1, sent + 1)} - set(queue.gone)
-    assert not missing, f"{seed}: {missing} of {sent} are left; {len(queue.ready)} ready, running {list(agent.running)}"
-    assert set(queue.gone) <= set(agent.ended), seed
-    assert len(queue.gone) == len(set(queue.gone)), f"{seed}: settled twice"
-    await asyncio.sleep(1)
-    assert not window._overdue._runs, seed
-    window.abandon()
+@pytest.mark.parametrize("strict", [True, False], ids=["3.10", "4.3"])
+@pytest.mark.parametrize("prefetch", [1, 2, 8])
+@in_virtual_time
+async def test_a_drain_at_any_time_leaves_each_delivery_done_or_in_the_queue(prefetch: int, strict: bool) -> None:
+    """What runs is finished and settled, the rest is back: nothing is held any more, and nothing is in both places."""
+    for number in range(SEEDS):
+        play = Play(f"{number}/{prefetch}/{strict}/drain", prefetch, strict=strict)
+        await play.begin()
+        draining = asyncio.ensure_future(play.window.cancel())
+        for _ in range(20):
+            if play.agent.running and random.random() < 0.3:
+                play.agent.end(random.choice(sorted(play.agent.running)))
+            await asyncio.sleep(random.choice((0, 0.05)))
+        await draining
+        play.end_runs()
+        await asyncio.sleep(1)
+        held = [each.message.body for consumer in play.queue.consumers for each in consumer.unsettled.values()]
+        assert not held, f"{play.seed}: {held}"
+        play.check()
+        assert sorted(play.queue.gone + [each.body.decode() for each, _ in play.queue.ready]) == sorted(play.sent)
