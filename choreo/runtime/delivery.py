@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,7 +33,6 @@ from choreo.runtime.arrivals import Hold, no_place
 from choreo.runtime.calling import about_a_reaction, begin, call, end_child
 from choreo.runtime.emission import require_stored, sealed
 from choreo.runtime.healing import Heal, nothing
-from choreo.runtime.overdue import Waits
 from choreo.runtime.returns import Returns
 from choreo.runtime.rounds import Rounds
 from choreo.runtime.underway import Underway
@@ -92,7 +91,6 @@ class Courier:
     heal: Heal = nothing
     held: set[int] = field(default_factory=set)  # by id(): deliveries for which the broker takes nothing
     on_held: Callable[[], None] = lambda: None
-    waits: Waits = field(default_factory=Waits)
     underway: Underway = field(default_factory=Underway)
     returns: Returns = field(default_factory=Returns)
     ending: asyncio.Event = field(default_factory=asyncio.Event)  # set before the worker cancels what still runs
@@ -141,7 +139,10 @@ class Courier:
                 given = begin(reaction, reaction.function, arguments, self.executor, goes_on)
             else:
                 given = begin(reaction, reaction.function, arguments, None)
-            events = given if isinstance(given, list) else await self._waited(case, given)
+            if isinstance(given, list):
+                events = given
+            else:
+                events = await self.underway.until_done(opened.id, case.delivery, given, self.ending)
             if forks.forked:
                 end_child(reaction)
             if events:
@@ -158,20 +159,9 @@ class Courier:
             self._log(case).debug("handled", emitted=_topics(events), seconds=seconds)
         return None
 
-    async def _waited(self, case: _Case, given: Awaitable[list[Event]]) -> list[Event]:
-        """Await what a reaction gives, unless it is given up."""
-        assert case.envelope is not None
-        event_id = case.envelope.id
-        self.underway.begin(event_id)
-        try:
-            return await self.waits.until_done(case.delivery, given, self.ending)
-        finally:
-            self.underway.end(event_id)
-
     def _goes_on(self, case: _Case, opened: Envelope, reaction: Reaction, over: asyncio.Future[None]) -> None:
         """Note that a thread goes on after its deadline: its event is under way, and its place taken, until it ends."""
-        self.underway.begin(opened.id)
-        over.add_done_callback(lambda _: self.underway.end(opened.id))
+        self.underway.goes_on(opened.id, over)
         case.hold(over, reaction.timeout)
 
     async def _recover(self, case: _Case, error: BaseException) -> BaseException | None:

@@ -12,9 +12,9 @@ many is ended: its delivery becomes a dead letter.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from choreo.errors import ChoreoError, EnvelopeError
 from choreo.message import Reason
@@ -25,7 +25,6 @@ ROUNDS: Final = 15
 _EXPECTED: Final = 60.0  # seconds in which a copy comes; later it was delivered to somebody else
 _MOST_DONE: Final = 10_000
 
-T = TypeVar("T")
 End = Callable[[Delivery, ChoreoError], None]
 Held = Callable[[Delivery], Iterable[Delivery]]
 
@@ -124,42 +123,6 @@ class Overdue:
                 self._error.way_out,
             ),
         )
-
-
-class Waits:
-    """The reactions of one agent that wait for something, by what they run for, so that one can be ended."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[int, asyncio.Task[Any]] = {}  # by id() of the delivery
-        self._given_up: dict[int, ChoreoError] = {}
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self._tasks)
-
-    async def until_done(self, delivery: Delivery, given: Awaitable[T], ending: asyncio.Event) -> T:
-        """Return what `given` comes to. Raises what `end` says, unless the worker is `ending`."""
-        task, key = asyncio.current_task(), id(delivery)
-        assert task is not None
-        self._tasks[key] = task
-        try:
-            return await given
-        except asyncio.CancelledError:
-            error = self._given_up.get(key)
-            if error is None or ending.is_set():
-                raise
-            task.uncancel()
-            raise error from None
-        finally:
-            del self._tasks[key]
-            self._given_up.pop(key, None)
-
-    def end(self, delivery: Delivery, error: ChoreoError) -> None:
-        """End the reaction that runs for `delivery`, with `error`; nothing happens when none is waited for."""
-        task = self._tasks.get(id(delivery))
-        if task is not None:
-            self._given_up[id(delivery)] = error
-            task.cancel()
 
 
 def is_sure(delivery: Delivery) -> bool:

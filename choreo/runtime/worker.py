@@ -283,7 +283,7 @@ class Worker:
         def arrived(delivery: Delivery) -> None:
             drainers.arrived.put((session, delivery))
 
-        end = drainers.courier.waits.end
+        end = drainers.courier.underway.give_up
         return [Window(session, queue, prefetch, turns, arrived, hold=hold, end=end) for queue, prefetch in both]
 
     async def _sleep(self, seconds: float) -> None:
