@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from choreo.agent import Agent as Agent
+    from choreo.composition.sessions import connect as connect
     from choreo.envelope import Envelope as Envelope
     from choreo.errors import ChoreoError as ChoreoError
     from choreo.event import Event as Event
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from choreo.retry import Retry as Retry
     from choreo.runtime.publisher import Publisher as Publisher
     from choreo.runtime.publisher import Receipt as Receipt
-    from choreo.runtime.publisher import connect as connect
 
 # Rooms are imported when a name of theirs is first asked for: `choreo --help` needs none of them.
 _ROOMS = {
@@ -27,7 +27,7 @@ _ROOMS = {
     "Publisher": "choreo.runtime.publisher",
     "Receipt": "choreo.runtime.publisher",
     "Retry": "choreo.retry",
-    "connect": "choreo.runtime.publisher",
+    "connect": "choreo.composition.sessions",
     "upcast": "choreo.event",
 }
 

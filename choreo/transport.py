@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol
 
 from choreo.errors import ChoreoError
 from choreo.message import ATTEMPT, DELIVERY_COUNT, Message
-from choreo.topology import Topology
+from choreo.topology import Binding, Topology
 
 FRAME_MAX: Final = 131_072  # bytes, where the broker has no bound of its own
 
@@ -163,6 +163,10 @@ class Session(Protocol):
         """Declare everything in `topology`. Raises TopologyMismatch, AccessRefused or BrokerUnreachable."""
         ...
 
+    async def remove(self, topology: Topology) -> None:
+        """Delete the queues of `topology`, with all that they hold, and its exchanges. What is gone is no error."""
+        ...
+
     async def consume(
         self,
         queue: str,
@@ -233,3 +237,55 @@ def diverted(to: Diversion) -> Iterator[None]:
         yield
     finally:
         _diversions.remove(to)
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """There is no answer, and why. Never shows a password."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerDetail:
+    """One consumer of a queue. `address` is the host that it is connected from."""
+
+    address: str | None
+    user: str | None
+    prefetch: int | None
+    active: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDetail:
+    """A queue as the management API shows it. Rates are messages per second, `memory` is bytes; None: not told."""
+
+    name: str
+    state: str | None
+    ready: int | None
+    unacked: int | None
+    consumers: int | None
+    memory: int | None
+    publish_rate: float | None
+    deliver_rate: float | None
+    ack_rate: float | None
+    consumer_details: tuple[ConsumerDetail, ...] = ()
+    policies: tuple[str, ...] = ()  # their names, the operator's last
+    policy: Mapping[str, Any] = field(default_factory=dict)  # what they come to
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Management(Protocol):
+    """What a broker's management API tells. It only adds detail: everything essential works without it."""
+
+    async def queues(self, namespace: str) -> tuple[QueueDetail, ...] | Unavailable:
+        """Return the queues of `namespace`."""
+        ...
+
+    async def queue(self, name: str) -> QueueDetail | Unavailable:
+        """Return one queue, with its consumers."""
+        ...
+
+    async def bindings(self, namespace: str) -> tuple[Binding, ...] | Unavailable:
+        """Return the bindings of the exchanges of `namespace`."""
+        ...

@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 
 from choreo import ChoreoError
+from choreo.composition.dev_broker import Kind
 from choreo.config.settings import load
 from choreo.loader import load_all
 from choreo.observe import logs
-from choreo.operate.development import Kind
 from demo import hints, orders
 from demo.broker import opened
 from demo.ledger import Ledger

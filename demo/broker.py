@@ -8,14 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import aio_pika
-from aio_pika.exceptions import AMQPError
-
-from choreo import Agent
+from choreo import Agent, ChoreoError
+from choreo.composition import dev_broker, sessions
+from choreo.composition.dev_broker import Kind
 from choreo.config.settings import Settings, load
-from choreo.operate import development
-from choreo.operate.development import Kind
-from choreo.rabbit.session import connect
 from choreo.topology import Topology
 
 
@@ -48,7 +44,7 @@ def opened(kind: Kind | None, agents: Sequence[Agent]) -> Iterator[Broker]:
 
 @contextmanager
 def _started(kind: Kind) -> Iterator[Broker]:
-    with development.opened(kind, port=0 if kind is Kind.EMBEDDED else None) as place:
+    with dev_broker.opened(kind, port=0 if kind is Kind.EMBEDDED else None) as place:
         yield Broker(place.text, {"CHOREO_URL": place.url, "CHOREO_NAMESPACE": "demo"})
 
 
@@ -63,30 +59,16 @@ def _named(settings: Settings, agents: Sequence[Agent]) -> Iterator[Broker]:
     finally:
         try:
             asyncio.run(_clear(settings, Topology.of(agents, namespace)))
-        except (OSError, AMQPError) as error:
+        except ChoreoError as error:
             print(f"demo: on the broker remains what begins with {namespace}: {error}", file=sys.stderr)
 
 
 async def _version(settings: Settings) -> str:
-    session = await connect(settings.brokers(), name="choreo demo")
-    await session.close()
-    return session.server.version
+    async with sessions.session(settings, "choreo demo") as session:
+        return session.server.version
 
 
 async def _clear(settings: Settings, topology: Topology) -> None:
     """Delete everything in `topology` from a broker that is not ours."""
-    broker = settings.brokers()[0]
-    connection = await aio_pika.connect(
-        host=broker.host,
-        port=broker.port,
-        login=broker.user,
-        password=broker.password,
-        virtualhost=broker.vhost,
-        ssl=broker.tls,
-        ssl_options={"cafile": broker.cafile} if broker.cafile else None,
-    )
-    async with connection, connection.channel() as channel:
-        for queue in topology.queues:
-            await channel.queue_delete(queue.name)
-        for exchange in topology.exchanges:
-            await channel.exchange_delete(exchange.name)
+    async with sessions.session(settings, "choreo demo") as session:
+        await session.remove(topology)

@@ -47,13 +47,14 @@ def bench(
     touched, but their consumers share the broker with it. A hop is an event consumed, another one published and
     confirmed, the first one acknowledged. Latency goes from publishing an event until what followed from it arrives.
     """
+    from choreo.composition.sessions import connector
     from choreo.observe import logs
     from choreo.operate.bench import Bench
 
     out.keep_data_apart()
     settings = options.settings(url=url)
     logs.configure("warning", settings.log_format)  # what the worker says of itself would bury the table
-    work = Bench(settings, events=events, seconds=seconds)
+    work = Bench(settings, connector(settings, "choreo bench"), events=events, seconds=seconds)
     out.note(f"choreo: measuring in the namespace {work.namespace}, which is deleted afterwards")
     found = out.wait_for(_run(work))
     out.rows([each.data() for each in found], output, COLUMNS)

@@ -17,8 +17,8 @@ from choreo.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
     from choreo.agent import Agent
+    from choreo.composition.dev_broker import Kind, Place
     from choreo.config.settings import Settings
-    from choreo.operate.development import Kind, Place
     from choreo.runtime.starting import Start
 
 _SHOWN: Final = 3  # events that the start shows how to publish
@@ -106,7 +106,7 @@ def _kind(
     settings: Settings, broker: str | None, port: int | None, persist: Path | None, *, url: str | None
 ) -> Kind | None:
     """Return which broker to start; None for the one that is named."""
-    from choreo.operate.development import Kind
+    from choreo.composition.dev_broker import Kind
 
     if broker is not None and broker not in list(Kind):
         raise options.not_allowed("--broker", broker, options.alternatives(Kind))
@@ -129,11 +129,11 @@ def _kind(
 
 
 def _start(stack: ExitStack, kind: Kind, settings: Settings, port: int | None, persist: Path | None) -> Place:
+    from choreo.composition import dev_broker
     from choreo.config import dev_file
-    from choreo.operate import development
 
     fire = stack.enter_context(dev_file.light(settings.root))
-    place = stack.enter_context(development.opened(kind, port=port, persist=persist))
+    place = stack.enter_context(dev_broker.opened(kind, port=port, persist=persist))
     fire.shine(place.url, place.kind)
     for number, line in enumerate(place.text.splitlines()):
         output.tell(f"{'' if number else 'broker':<9}{line}")
@@ -169,6 +169,7 @@ def _serving(
 ) -> Coroutine[Any, Any, int]:
     """Say who runs and how to put an event in; return what runs them."""
     from choreo import loader
+    from choreo.composition.sessions import connector
     from choreo.operate.development import nobody, ways_in
     from choreo.runtime.service import serve
 
@@ -189,10 +190,10 @@ def _serving(
     for topic, example in ways_in(agents)[:_SHOWN]:
         output.note(f"publish  choreo {publish} {topic} {shlex.quote(example) if example else '@event.json'}")
     output.note(f"look     choreo {inspect}; choreo dlq list {agents[0].name}")
-    return serve(agents, settings, start, ready)
+    return serve(agents, settings, connector, start, ready)
 
 
 async def _beside(place: Place, serving: Coroutine[Any, Any, int]) -> int:
     from choreo.operate.development import beside
 
-    return await beside(place, serving)
+    return await beside(place.failed, serving)

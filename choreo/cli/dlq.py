@@ -190,19 +190,16 @@ def _settings(agent: str, url: str | None) -> Settings:
 def _with(settings: Settings, agent: str, work: Callable[[DeadLetterQueue], Awaitable[T]]) -> T:
     """Let `work` have the agent's dead-letter queue, in a session of its own."""
     from choreo import loader
+    from choreo.composition import sessions
     from choreo.operate.dlq import DeadLetterQueue
-    from choreo.rabbit.session import connect
     from choreo.topology import Names
 
     async def run() -> T:
-        session = await connect(settings.brokers(), name="choreo dlq")
-        try:
+        async with sessions.session(settings, "choreo dlq") as session:
             known = loader.known(settings.agents_folder)
             names = Names(settings.namespace)
             timeout = settings.publish_timeout
             return await work(DeadLetterQueue(session, names, agent, publish_timeout=timeout, known=known))
-        finally:
-            await session.close()
 
     return out.wait_for(run())
 

@@ -20,9 +20,8 @@ from choreo.printable import visible
 if TYPE_CHECKING:
     from choreo.agent import Agent
     from choreo.config.settings import Settings
-    from choreo.rabbit.management import Management
     from choreo.topology import Names
-    from choreo.transport import Session
+    from choreo.transport import Management, Session
 
 AGENTS = ("agent", "state", "ready", "consumers", "dead", "consumes", "emits", "retry")
 _PASSED = ("delay", "retry")  # empty ones say nothing
@@ -30,6 +29,7 @@ QUEUES = ("queue", "agent", "kind", "ready", "consumers", "state")
 _WORDS = ("agents", "queues", "bindings")
 BINDINGS = ("source", "pattern", "destination", "agent")
 _SHORTEST = 0.1  # seconds from one look to the next
+_NAME = "choreo inspect"  # which the broker shows
 _RATES = ("publish", "deliver", "ack")
 
 
@@ -75,6 +75,7 @@ def inspect(
     With CHOREO_MANAGEMENT_URL, the broker's management API adds rates, memory, consumers, and what no agent of this
     project declares.
     """
+    from choreo.composition import sessions
     from choreo.observe import logs
     from choreo.topology import Names
 
@@ -83,7 +84,7 @@ def inspect(
     logs.configure(settings.log_level, settings.log_format)
     out.note_broker(settings)
     pause = _seconds(interval)
-    management = _management(settings)
+    management = sessions.management(settings)
     names = Names(settings.namespace)
     everything = everything or output is not Output.TEXT
     if what == "queues":
@@ -112,14 +113,6 @@ def _seconds(interval: str) -> float:
         allowed = f"at least 100ms, because each look asks the broker: {duration.FORMS}"
         raise options.not_allowed("--interval", interval, allowed)
     return pause
-
-
-def _management(settings: Settings) -> Management | None:
-    if settings.management_url is None:
-        return None
-    from choreo.rabbit.management import Management
-
-    return Management(settings.management_url.get_secret_value(), settings.brokers()[0].vhost)
 
 
 def _agents(what: str, settings: Settings, *, may_be_none: bool) -> list[Agent]:
@@ -186,31 +179,26 @@ def _look(what: str, agents: Sequence[Agent], names: Names, management: Manageme
     return {"agents": of_agents, "bindings": of_bindings}.get(what, of_one)
 
 
-async def _connect(settings: Settings) -> Session:
-    from choreo.rabbit.session import connect
-
-    return await connect(settings.brokers(), name="choreo inspect")
-
-
 async def _once(settings: Settings, look: Look) -> Page:
-    session = await _connect(settings)
-    try:
+    from choreo.composition import sessions
+
+    async with sessions.session(settings, _NAME) as session:
         return await look(session)
-    finally:
-        await session.close()
 
 
 async def _watch(settings: Settings, look: Look, pause: float, show: Callable[[Page], None]) -> None:
     """Look every `pause` seconds until cancelled. A broker that was there once is waited for."""
     import asyncio
 
+    from choreo.composition.sessions import connector
     from choreo.errors import BrokerUnreachable
 
-    session: Session | None = await _connect(settings)
+    connect = connector(settings, _NAME)
+    session: Session | None = await connect()
     try:
         while True:
             try:
-                session = session or await _connect(settings)
+                session = session or await connect()
                 show(await look(session))
             except BrokerUnreachable as error:
                 show(Page(notes=[f"{error.message}; trying again"], failed=True))

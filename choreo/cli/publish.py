@@ -158,13 +158,12 @@ async def _send(
     import asyncio
     from signal import SIGINT
 
+    from choreo.composition.sessions import connector
     from choreo.operate.payload import SOURCE
     from choreo.operate.sending import Sending
-    from choreo.rabbit.session import Connector
     from choreo.runtime.publisher import Publisher
 
-    opener = Connector(settings.brokers, name="choreo publish")
-    async with Publisher(settings, opener, source=SOURCE) as publisher:
+    async with Publisher(settings, connector(settings, "choreo publish"), source=SOURCE) as publisher:
         sending = Sending(publisher, topic, pace, on_confirmed)
         interrupted = asyncio.Event()
 

@@ -115,9 +115,10 @@ def run(  # noqa: PLR0917 - typer makes an option of each
         groups = [[each] for each in named] if apart else [named]
         code = output.wait_for(supervise(groups, settings, start, processes, reload=reload))
     else:
+        from choreo.composition.sessions import connector
         from choreo.runtime.service import serve
 
-        code = output.wait_for(serve(agents, settings, start))
+        code = output.wait_for(serve(agents, settings, connector, start))
     end(code)
 
 

@@ -16,11 +16,10 @@ from choreo.config.settings import Settings
 from choreo.errors import AccessRefused, ChoreoError, DeadlinePassed
 from choreo.event import Event
 from choreo.logger import get_logger
-from choreo.rabbit.session import Connector
 from choreo.runtime.publisher import Publisher
 from choreo.runtime.worker import Worker
 from choreo.topology import Topology
-from choreo.transport import Session
+from choreo.transport import Connect, Session
 
 SIZE: Final = 512  # bytes of an event's JSON
 WINDOW: Final = 500  # publishes without an answer
@@ -124,10 +123,10 @@ class Bench:
     which nobody else has.
     """
 
-    def __init__(self, settings: Settings, *, events: int, seconds: float) -> None:
+    def __init__(self, settings: Settings, connect: Connect, *, events: int, seconds: float) -> None:
         self.namespace = f"bench-{secrets.token_hex(4)}"
         self._settings = settings.model_copy(update={"namespace": self.namespace})
-        self._connect = Connector(settings.brokers, name="choreo bench")
+        self._connect = connect
         self._events = events
         self._seconds = seconds
         self._done = self._answered = Meter(events)

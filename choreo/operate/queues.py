@@ -19,11 +19,10 @@ from typing import Any, Final
 
 from choreo.agent import Agent
 from choreo.event import declaration
-from choreo.rabbit.management import Management, QueueDetail, Unavailable
 from choreo.reaction import Reaction
 from choreo.retry import Retry
 from choreo.topology import UNCLAIMED, Binding, Names, QueueKind, Topology
-from choreo.transport import QueueStats, Session
+from choreo.transport import Management, QueueDetail, QueueStats, Session, Unavailable
 
 DETAILS: Final = ("unacked", "publish_rate", "deliver_rate", "ack_rate", "memory")
 _KINDS: Final[tuple[QueueKind, ...]] = ("work", "retry", "dlq")  # of the queues of an agent

@@ -14,13 +14,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from choreo.errors import InvalidUrl
 from choreo.topology import Binding
-from choreo.transport import diversion
+from choreo.transport import ConsumerDetail, QueueDetail, Unavailable, diversion
 
 TIMEOUT: Final = 3.0  # seconds for one answer
 MAX_ANSWER: Final = 32 * 2**20  # bytes; more is not an answer to what is asked here
@@ -29,43 +28,7 @@ PAGE: Final = 500  # queues, the most that the API gives at once
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Unavailable:
-    """There is no answer, and why. Never shows a password."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerDetail:
-    """One consumer of a queue. `address` is the host that it is connected from."""
-
-    address: str | None
-    user: str | None
-    prefetch: int | None
-    active: bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class QueueDetail:
-    """A queue as the management API shows it. Rates are messages per second, `memory` is bytes; None: not told."""
-
-    name: str
-    state: str | None
-    ready: int | None
-    unacked: int | None
-    consumers: int | None
-    memory: int | None
-    publish_rate: float | None
-    deliver_rate: float | None
-    ack_rate: float | None
-    consumer_details: tuple[ConsumerDetail, ...] = ()
-    policies: tuple[str, ...] = ()  # their names, the operator's last
-    policy: Mapping[str, Any] = field(default_factory=dict)  # what they come to
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-
-class Management:
+class ManagementApi:
     """Asks the API at `url` about one virtual host, and waits at most `timeout` seconds for an answer.
 
     The user and password in the URL go along as HTTP basic authentication, directly and to that host only: proxies of

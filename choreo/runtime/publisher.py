@@ -8,16 +8,15 @@ import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from choreo import duration
-from choreo.config.settings import Settings, load
+from choreo.config.settings import Settings
 from choreo.duration import Duration
 from choreo.envelope import seal
 from choreo.errors import PublishRefused, PublishUnknown, UsageError
 from choreo.event import Event, declaration, known
 from choreo.message import Message
-from choreo.rabbit import session as rabbit
 from choreo.retry import LONGEST_DELAY
 from choreo.runtime.emission import too_large
 from choreo.topology import Names, older_schedule_key, schedule_key
@@ -201,20 +200,6 @@ class Publisher:
                     await self._guard.aclose()
                     self._be_home()
             return self._session
-
-
-def connect(url: str | None = None, *, source: str = "choreo", **settings: Any) -> Publisher:
-    """Return a Publisher for the broker at `url`: ``async with choreo.connect() as publisher: ...``.
-
-    Without a URL, and for all other settings, choreo's own rules hold: CHOREO_* variables, `.env`, pyproject.toml.
-    `source` is what events say they come from. Within a rehearsal it publishes there, whatever is named. Raises
-    ConfigurationError for settings that cannot be used.
-    """
-    if (elsewhere := diversion()) is not None:
-        return Publisher(Settings(namespace=elsewhere.namespace), elsewhere.connect, source=source)
-    found = load(**settings, **({} if url is None else {"url": url}))
-    found.brokers()  # raises what is wrong with them now, and not at the first publish
-    return Publisher(found, rabbit.Connector(found.brokers, name=source), source=source)
 
 
 async def _closing(session: Session) -> AsyncGenerator[None, None]:

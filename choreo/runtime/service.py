@@ -17,12 +17,12 @@ from choreo.logger import get_logger
 from choreo.observe.health import Health
 from choreo.observe.supervisor import Line
 from choreo.observe.systemd import Notifier
-from choreo.rabbit import session as rabbit
 from choreo.runtime import lifespan, stall
 from choreo.runtime.calling import CHILD_CAME_BACK
 from choreo.runtime.starting import Start
 from choreo.runtime.tasks import Failed, owned
 from choreo.runtime.worker import GRACE, State, Worker
+from choreo.transport import Connect
 
 DRAINED: Final = 0
 OUT_OF_TIME: Final = 75
@@ -64,16 +64,17 @@ class Stop:
 async def serve(
     agents: Sequence[Agent],
     settings: Settings,
+    connector: Callable[[Settings, str], Connect],
     start: Start | None = None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> int:
     """Run `agents` in this process until a signal ends it; return the exit code. Raises what Worker.run raises.
 
-    `start`: how the process began, if it has said something already. `on_ready` is called once, when all consume for
-    the first time.
+    `connector` returns what opens sessions, under a name that the broker shows. `start`: how the process began, if it
+    has said something already. `on_ready` is called once, when all consume for the first time.
     """
     name = f"choreo {' '.join(agent.name for agent in agents)} {os.getpid()}"
-    worker = Worker(agents, settings, rabbit.Connector(settings.brokers, name=name))
+    worker = Worker(agents, settings, connector(settings, name))
     loop = asyncio.get_running_loop()
 
     def end_within(seconds: float) -> None:

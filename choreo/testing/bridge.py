@@ -46,6 +46,10 @@ class BridgedSession:
         """See transport.Session."""
         await self._there(self._session.declare, topology)
 
+    async def remove(self, topology: Topology) -> None:
+        """See transport.Session."""
+        await self._there(self._session.remove, topology)
+
     async def consume(self, queue: str, **_: Any) -> Consumer:
         """Refuse: deliveries would arrive in the other loop."""
         raise UsageError(

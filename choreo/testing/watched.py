@@ -43,6 +43,10 @@ class WatchedSession:
         """See transport.Session."""
         await self._session.declare(topology)
 
+    async def remove(self, topology: Topology) -> None:
+        """See transport.Session."""
+        await self._session.remove(topology)
+
     async def consume(
         self,
         queue: str,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from choreo.agent import Agent
+from choreo.composition.sessions import connector
 from choreo.config.broker_url import BrokerUrl
 from choreo.config.settings import Settings
 from choreo.operate.bench import SIZE, Bench
@@ -126,6 +127,6 @@ def test_an_event_has_the_size_that_is_told() -> None:
 
 
 def test_each_run_has_a_namespace_of_its_own() -> None:
-    made = {Bench(Settings(), events=100, seconds=1).namespace for _ in range(10)}
+    made = {Bench(Settings(), connector(Settings(), "bench"), events=100, seconds=1).namespace for _ in range(10)}
     assert len(made) == 10
     assert all(name.startswith("bench-") for name in made)

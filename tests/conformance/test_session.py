@@ -453,6 +453,16 @@ async def test_consuming_from_a_missing_queue_is_refused(session: Session, names
 # Looking and declaring.
 
 
+async def test_what_is_removed_is_gone_with_what_it_held(session: Session, namespace: str) -> None:
+    """Queues and exchanges; to remove them once more is no error."""
+    topology = Topology.of(agents(), namespace)
+    await session.declare(topology)
+    names = {each.name for each in topology.exchanges} | {each.name for each in topology.queues}
+    await session.remove(topology)
+    assert set(await session.missing(topology)) == names
+    await session.remove(topology)
+
+
 async def test_stats_of_a_queue(session: Session, box: Box) -> None:
     """Ready messages and consumers, without the management API."""
     await box.fill(session, b"1", b"2")

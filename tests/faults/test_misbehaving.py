@@ -116,6 +116,7 @@ import sys
 
 from choreo import loader
 from choreo.observe import logs
+from choreo.composition.sessions import connector
 from choreo.runtime.service import serve
 from choreo.config.settings import load
 
@@ -138,7 +139,7 @@ while not stopped:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     if not child:
-        os._exit(asyncio.run(serve(agents, settings)))
+        os._exit(asyncio.run(serve(agents, settings, connector)))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     print("ended", code, flush=True)
 """

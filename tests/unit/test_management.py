@@ -13,8 +13,9 @@ import pytest
 
 from choreo.errors import InvalidUrl
 from choreo.rabbit import management
-from choreo.rabbit.management import Management, QueueDetail, Unavailable
+from choreo.rabbit.management import ManagementApi
 from choreo.topology import Binding
+from choreo.transport import QueueDetail, Unavailable
 
 Answer = tuple[int, Any]
 Answers = Callable[[BaseHTTPRequestHandler], Answer | None]
@@ -69,7 +70,7 @@ async def test_queues_come_page_by_page(serve):
         asked.append((parts.path, query["name"][0], page))
         return 200, {"items": [queue(f"shop.q{page}")], "page": page, "page_count": 3}
 
-    found = await Management(f"http://{serve(answers)}", "/").queues("shop")
+    found = await ManagementApi(f"http://{serve(answers)}", "/").queues("shop")
     assert isinstance(found, tuple)
     assert [each.name for each in found] == ["shop.q1", "shop.q2", "shop.q3"]
     assert asked == [("/api/queues/%2F", "^shop\\.", page) for page in (1, 2, 3)]
@@ -92,7 +93,7 @@ async def test_figures_are_read_where_they_are_given(serve):
     )
     odd = queue("shop.b", state=7, messages_ready="many", memory=None, message_stats=[], consumers=True)
     url = serve(lambda _: (200, {"items": [full, odd], "page_count": 1}))
-    assert await Management(f"http://{url}", "/").queues("shop") == (
+    assert await ManagementApi(f"http://{url}", "/").queues("shop") == (
         QueueDetail("shop.a", "running", 4, 2, 1, 1000, 1.5, 2.0, 0.0),
         QueueDetail("shop.b", None, None, None, None, None, None, None, None),
     )
@@ -105,7 +106,7 @@ async def test_bindings_are_those_of_the_namespace(serve):
         {"source": "", "destination": "shop.a", "destination_type": "queue", "routing_key": "shop.a"},
         {"source": "shopping.events", "destination": "b", "destination_type": "queue", "routing_key": "x"},
     ]
-    found = await Management(f"http://{serve(lambda _: (200, rows))}", "/").bindings("shop")
+    found = await ManagementApi(f"http://{serve(lambda _: (200, rows))}", "/").bindings("shop")
     assert found == (
         Binding("shop.events", "shop.a", "x.#"),
         Binding("shop.delay", "shop.delay.19", "#", to="exchange"),
@@ -120,15 +121,15 @@ async def test_user_and_password_go_along_and_are_unescaped(serve):
         return 200, queue("shop.a")
 
     url = serve(answers)
-    await Management(f"http://us%3Aer:p%40ss@{url}/", "v").queue("shop.a")
-    await Management(f"http://{url}", "v").queue("shop.a")
+    await ManagementApi(f"http://us%3Aer:p%40ss@{url}/", "v").queue("shop.a")
+    await ManagementApi(f"http://{url}", "v").queue("shop.a")
     assert seen == ["Basic dXM6ZXI6cEBzcw==", None]
 
 
 async def test_proxies_of_the_environment_are_passed_by(serve, monkeypatch):
     """The password goes to the host that was named and to no other."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    found = await Management(f"http://{serve(lambda _: (200, queue('shop.a')))}", "/").queue("shop.a")
+    found = await ManagementApi(f"http://{serve(lambda _: (200, queue('shop.a')))}", "/").queue("shop.a")
     assert isinstance(found, QueueDetail)
 
 
@@ -141,7 +142,7 @@ async def test_redirect_is_not_followed(serve):
 
     other = serve(answers)
     url = serve(lambda _: (302, f"http://{other}/api"))
-    found = await Management(f"http://u:s3cret@{url}", "/").queue("shop.a")
+    found = await ManagementApi(f"http://u:s3cret@{url}", "/").queue("shop.a")
     assert found == Unavailable(f"{url}: it answered with HTTP status 302")
     assert not elsewhere
 
@@ -163,11 +164,11 @@ async def test_redirect_is_not_followed(serve):
 async def test_no_good_answer_is_a_reason_and_no_error(serve, answer: Answer | None, reason: str):
     """Whatever answers there, the caller learns why there are no details, and never the password."""
     url = serve(lambda _: answer)
-    assert await Management(f"http://u:s3cret@{url}", "/").queues("shop") == Unavailable(f"{url}: {reason}")
+    assert await ManagementApi(f"http://u:s3cret@{url}", "/").queues("shop") == Unavailable(f"{url}: {reason}")
 
 
 async def test_nobody_there_is_a_reason_too():
-    assert await Management("http://u:s3cret@127.0.0.1:1", "/").queues("shop") == Unavailable(
+    assert await ManagementApi("http://u:s3cret@127.0.0.1:1", "/").queues("shop") == Unavailable(
         "127.0.0.1:1: Connection refused"
     )
 
@@ -175,7 +176,7 @@ async def test_nobody_there_is_a_reason_too():
 async def test_endless_answer_is_cut_off(serve, monkeypatch):
     monkeypatch.setattr(management, "MAX_ANSWER", 1000)
     url = serve(lambda _: (200, b" " * 100_000))
-    found = await Management(f"http://{url}", "/").queue("shop.a")
+    found = await ManagementApi(f"http://{url}", "/").queue("shop.a")
     assert isinstance(found, Unavailable)
     assert "longer than" in found.reason
 
@@ -193,7 +194,7 @@ async def test_answer_that_drips_in_is_not_waited_for(serve):
 
     url = serve(answers)
     try:
-        found = await Management(f"http://{url}", "/", timeout=0.2).queue("shop.a")
+        found = await ManagementApi(f"http://{url}", "/", timeout=0.2).queue("shop.a")
         assert found == Unavailable(f"{url}: no answer in time")
     finally:
         over.set()
@@ -203,7 +204,7 @@ async def test_silence_is_not_waited_for(serve):
     over = threading.Event()
     url = serve(lambda _: over.wait(10) and None)
     try:
-        found = await Management(f"http://{url}", "/", timeout=0.2).queue("shop.a")
+        found = await ManagementApi(f"http://{url}", "/", timeout=0.2).queue("shop.a")
         assert found == Unavailable(f"{url}: no answer in time")
     finally:
         over.set()
@@ -211,5 +212,5 @@ async def test_silence_is_not_waited_for(serve):
 
 def test_url_that_cannot_be_read_is_refused_without_its_password():
     with pytest.raises(InvalidUrl) as caught:
-        Management("http://u:s3cret@[::1", "/")
+        ManagementApi("http://u:s3cret@[::1", "/")
     assert "s3cret" not in str(caught.value)

@@ -10,9 +10,8 @@ from choreo import Agent, Event, Retry
 from choreo.operate import queues
 from choreo.operate.queues import QueueView, Snapshot, danger, place, policies, state
 from choreo.rabbit import management
-from choreo.rabbit.management import QueueDetail
 from choreo.topology import Names, QueueKind
-from choreo.transport import QueueStats
+from choreo.transport import QueueDetail, QueueStats
 
 
 def stats(ready: int = 0, consumers: int = 0) -> QueueStats:

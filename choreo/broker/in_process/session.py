@@ -69,6 +69,19 @@ class InProcessSession:
         finally:
             channel.close()
 
+    async def remove(self, topology: Topology) -> None:
+        """Delete the queues of `topology`, with all that they hold, and its exchanges."""
+        channel = self.open_channel(_ignore)
+        try:
+            for queue in topology.queues:
+                channel.queue_delete(queue.name)
+            for exchange in topology.exchanges:
+                channel.exchange_delete(exchange.name)
+        except AmqpError as error:
+            raise translate.refusal(error.code, error.text) from error
+        finally:
+            channel.close()
+
     async def consume(
         self,
         queue: str,

@@ -1,0 +1,1 @@
+"""The composition root: which broker there is, and which client talks to it. Nobody below names either."""
