@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from choreo.message import (
     ATTEMPT,
     CE,
     CORRELATION,
+    EXPIRATION,
     FIRST_FAILURE,
     MAX_HEADER_BYTES,
     MAX_HEADER_DEPTH,
@@ -186,14 +188,31 @@ def read(message: Message, *, agent: str) -> DeadLetter:
     )
 
 
-def revived(message: Message, letter: DeadLetter) -> Message:
+def aside(message: Message) -> list[str]:
+    """Return the names of what stands aside on this letter, since the broker would act upon it once more."""
+    found = message.headers.get(ASIDE)
+    names = list(found) if isinstance(found, dict) else []
+    return [*names, EXPIRATION] if EXPIRATION not in names and _expiration(message) is not None else names
+
+
+def _expiration(message: Message) -> str | None:
+    """Return the time to live with which a message was published: as it stands aside, or as the broker has noted it."""
+    found = message.headers.get(ASIDE)
+    given = found.get(EXPIRATION) if isinstance(found, dict) else None
+    given = given or _broker_death(message.headers).get("original-expiration")
+    return given if isinstance(given, str) and re.fullmatch(r"[0-9]{1,10}", given) else None
+
+
+def revived(message: Message, letter: DeadLetter, *, expiring: bool = False) -> Message:
     """Return `message` as it was before it died, to be delivered again to the agent that failed, as its first try.
 
     What its publisher wrote is there, byte for byte where it came over a wire; for what broker and choreo would act
-    upon see `rabbit.rewrite`. What could not be read stays on it as it is kept on the letter; see `missing`.
+    upon see `amqp.rewrite`. What could not be read stays on it as it is kept on the letter; see `missing`. `expiring`:
+    with the time to live that it was published with, which begins anew.
     """
     topic = {} if TOPIC in message.headers else {TOPIC: letter.topic}  # what it says may be no text
     again = message.forwarded(topic, without=(ATTEMPT, FIRST_FAILURE))
+    again.expiration = _expiration(message) if expiring else None
     return _without_notes(again)
 
 

@@ -36,6 +36,7 @@ TRACESTATE: Final = "tracestate"
 # What a retry or a dead letter must not have where the broker would act on it again, kept with its bytes: `expiration`,
 # `user-id`, CC and BCC, and an account of dead-lettering elsewhere.
 ASIDE: Final = "choreo-aside"
+EXPIRATION: Final = "expiration"  # in it: milliseconds, as a text
 # Two bytes for each of the publisher's headers: its place among them by name. RabbitMQ sorts them on a second delivery.
 ORDER: Final = "choreo-order"
 
@@ -102,7 +103,8 @@ class Message:
 
     Texts that came in another encoding than UTF-8 hold their bytes as surrogate escapes. `unread`: the bytes of headers
     that cannot be read. `checked`: the headers are known to have no excess. `raw`: the properties as they came; when it
-    is published again, what is not another one by then is written with the bytes that it came with.
+    is published again, what is not another one by then is written with the bytes that it came with. `expiration`: the
+    time to live in milliseconds that one which came from the wire gets anew; None for none, whatever it came with.
     """
 
     body: bytes
@@ -119,6 +121,7 @@ class Message:
     unread: bytes | None = None
     raw: bytes | None = field(default=None, compare=False, repr=False)
     checked: bool = False
+    expiration: str | None = None
 
     def forwarded(self, headers: Mapping[str, Any], without: Collection[str] = ()) -> Message:
         """Return a copy to publish again, without what the broker added to it, and with `headers` set.

@@ -4,7 +4,7 @@ Types of numbers, names that come twice, the order of the headers, properties th
 dead letter and its replay have them as their publisher wrote them. Four things would be acted upon by the broker once
 more, and so are not where they were, but with their bytes in the header `choreo-aside`:
 
-- `expiration`, which would destroy a retry in its delay, and a dead letter in its queue;
+- `expiration`, which would destroy a retry in its delay, and a dead letter in its queue; a replay may have it anew;
 - `user-id`, which must be the connection's own user, and choreo's is another;
 - CC and BCC, which would route the copy to further queues;
 - `x-death` and the like of a message that was dead-lettered elsewhere before: brokers before 4.0.1 would drop it as a
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from choreo.amqp import decode, encode
-from choreo.message import ASIDE, CE, FIRST_FAILURE, ORDER, TOPIC, Message, is_note
+from choreo.message import ASIDE, CE, EXPIRATION, FIRST_FAILURE, ORDER, TOPIC, Message, is_note
 
 _HEADERS: Final = 0x2000
 _EXPIRATION: Final = 0x0100
@@ -60,6 +60,11 @@ def properties(message: Message) -> bytes:
     flags, parts, at = raw[0] << 8 | raw[1], [], 2
     table, aside = b"", []
     for flag, size in _PROPERTIES:
+        if flag == _EXPIRATION and message.expiration is not None:
+            at += 1 + raw[at] if flags & flag else 0
+            flags |= flag
+            parts.append(encode.short(message.expiration))
+            continue
         if not flags & flag:
             if flag == _HEADERS:
                 parts.append(b"")  # its place
@@ -71,7 +76,7 @@ def properties(message: Message) -> bytes:
             parts.append(b"")
         elif flag in (_EXPIRATION, _USER_ID):
             flags &= ~flag
-            name = b"expiration" if flag == _EXPIRATION else b"user-id"
+            name = EXPIRATION.encode() if flag == _EXPIRATION else b"user-id"
             aside.append(bytes((len(name),)) + name + b"S" + _U32.pack(raw[at]) + raw[at + 1 : end])
         else:
             parts.append(raw[at:end])
@@ -94,7 +99,7 @@ def _table(message: Message, was: Message, table: bytes, aside: list[bytes]) -> 
     for name, field in _fields(table):
         if name in kept:
             if name == ASIDE and field[1 + field[0]] == 0x46:  # F
-                before = field[1 + field[0] + 5 :]
+                before = _aside_before(field[1 + field[0] + 5 :], message)
             else:
                 (notes if is_note(name) else theirs).append(field)
         elif name not in now and (name in _COPIES or (name.startswith(_DEATHS) and first)):
@@ -110,6 +115,13 @@ def _table(message: Message, was: Message, table: bytes, aside: list[bytes]) -> 
         notes.append(bytes((len(ASIDE),)) + ASIDE.encode() + b"F" + _U32.pack(len(content)) + content)
     whole = b"".join((*theirs, *notes))
     return _U32.pack(len(whole)) + whole
+
+
+def _aside_before(content: bytes, message: Message) -> bytes:
+    """Return what stays aside of what has been: not the time to live that is in its place again."""
+    if message.expiration is None:
+        return content
+    return b"".join(field for name, field in _fields(content) if name != EXPIRATION)
 
 
 def _ranks(fields: list[bytes]) -> bytes:

@@ -11,6 +11,7 @@ import typer
 from choreo.cli import options
 from choreo.cli import output as out
 from choreo.cli.options import Output, OutputOption, Url, Yes
+from choreo.message import ASIDE, EXPIRATION
 from choreo.printable import visible
 
 if TYPE_CHECKING:
@@ -138,6 +139,12 @@ def replay(
             "--without-headers", help="Also those whose headers could not be read or kept: the events without them."
         ),
     ] = False,
+    expiring: Annotated[
+        bool,
+        typer.Option(
+            "--expiring", help="With the time to live that they were published with: it begins anew, and may end again."
+        ),
+    ] = False,
     yes: Yes = False,
     output: OutputOption = Output.TEXT,
     url: Url = None,
@@ -145,13 +152,14 @@ def replay(
     """Send dead letters to the agent that failed, and to no other. Without ids or --limit: all, after a question.
 
     Each goes as it came, byte for byte, and is taken out only when the broker has confirmed its copy. One that dies
-    again comes back, and is not replayed twice in one run.
+    again comes back, and is not replayed twice in one run. What the broker would act upon once more stays in the header
+    choreo-aside: a time to live, copies to other queues (CC), the sender's user id, an account of earlier deaths.
     """
     ids = [*(named or ()), *(ids or ())]
     settings = _settings(agent, url)
     if not (ids or limit or yes):
         limit = _ask(settings, agent, "Replay {all} of {agent}?")
-    _repair(settings, agent, "replay", output, ids, limit, incomplete=without_headers)
+    _repair(settings, agent, "replay", output, ids, limit, incomplete=without_headers, expiring=expiring)
 
 
 @app.command("drop")
@@ -228,6 +236,7 @@ def _repair(
     limit: int | None,
     *,
     incomplete: bool = False,
+    expiring: bool = False,
 ) -> None:
     """Replay or drop, and say what was done. Raises what kept some or all of it from being done."""
     done = {"replay": "replayed", "drop": "dropped"}[action]
@@ -242,7 +251,7 @@ def _repair(
 
         def work(queue: DeadLetterQueue) -> Awaitable[Repair]:
             if action == "replay":
-                return queue.replay(limit=limit, ids=ids, progress=done_one, incomplete=incomplete)
+                return queue.replay(limit=limit, ids=ids, progress=done_one, incomplete=incomplete, expiring=expiring)
             return queue.drop(limit=limit, ids=ids, progress=done_one)
 
         try:
@@ -251,6 +260,10 @@ def _repair(
             out.note(f"choreo: interrupted; {count} {done}, the rest is still there")
             raise
     out.document({"agent": agent, "action": action} | result.data(), output, f"{result.done} {done}")
+    if result.aside:
+        what = ", ".join(f"{name} of {count}" for name, count in result.aside.items())
+        ask = "; --expiring lets them expire anew" if EXPIRATION in result.aside else ""
+        out.note(f"choreo: not done once more, and kept in the header {ASIDE}: {what}{ask}")
     result.check(done)
 
 

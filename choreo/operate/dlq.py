@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -20,7 +21,7 @@ from choreo.errors import (
     PublishFailed,
     UnknownAgent,
 )
-from choreo.message import HIDDEN, Message
+from choreo.message import EXPIRATION, HIDDEN, Message
 from choreo.operate.hands import Hand, Hands
 from choreo.operate.repair import Failure, Repair
 from choreo.topology import Names, replay_key
@@ -117,11 +118,13 @@ class DeadLetterQueue:
         ids: Sequence[str] = (),
         progress: Progress = bool,
         incomplete: bool = False,
+        expiring: bool = False,
     ) -> Repair:
         """Send letters to this agent's queue and to no other agent's, each as on its first try and as it was.
 
         One whose headers could not be read, or had no room on the letter, is left there unless `incomplete`: then it
-        goes without them, and what was kept of them goes with it.
+        goes without them, and what was kept of them goes with it. What stands aside (`message.ASIDE`) goes in that
+        header, and is counted in the result; but with `expiring`, a time to live is in its place and begins anew.
 
         The letters with `ids`, else the first `limit`, else all; but none that comes while this goes on, so that one
         that dies again is not replayed again. One after the other, and each is acknowledged only when its copy is
@@ -138,8 +141,20 @@ class DeadLetterQueue:
                 f"the queue {queue} does not exist, so nothing can be replayed to it",
                 f"start the agent, which makes it, then try again: choreo run {self.agent}",
             )
-        act = self._send if incomplete else self._send_whole
+        asides = Counter[str]()
+
+        async def act(letter: Letter) -> str | None:
+            """Replay one letter. Return why it was not, or None."""
+            message = letter.delivery.message
+            if not incomplete and (missing := dead_letter.missing(message)):
+                return _Incomplete(missing)
+            reason = await self._send(dead_letter.revived(message, letter.facts, expiring=expiring))
+            if reason is None:
+                asides.update(name for name in dead_letter.aside(message) if name != EXPIRATION or not expiring)
+            return reason
+
         repair = await self._repair(act, REPLAYED_AT_ONCE, limit, ids, progress, bodies=True)
+        repair.aside = asides
         if found.consumers and repair.done and repair.ended is None:
             await self._notice(repair, before.ready - repair.done)
         return repair
@@ -165,15 +180,10 @@ class DeadLetterQueue:
         """Destroy letters: those with `ids`, else the first `limit`, else all; none that comes while this goes on."""
         return await self._repair(_nothing, DROPPED_AT_ONCE, limit, ids, progress, bodies=False)
 
-    async def _send_whole(self, letter: Letter) -> str | None:
-        """Replay one letter as it was, or not."""
-        missing = dead_letter.missing(letter.delivery.message)
-        return _Incomplete(missing) if missing else await self._send(letter)
-
-    async def _send(self, letter: Letter) -> str | None:
-        """Replay one letter. Return why it was not, or None."""
+    async def _send(self, message: Message) -> str | None:
+        """Send to the agent's queue. Return why it is not there, or None."""
         result = await self._session.publish(
-            dead_letter.revived(letter.delivery.message, letter.facts),
+            message,
             exchange=self._names.retry,
             routing_key=replay_key(self.agent),
             timeout=self._publish_timeout,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
@@ -38,6 +39,7 @@ class Repair:
     missing: tuple[str, ...] = ()
     ended: ChoreoError | None = None
     again: list[Failure] = field(default_factory=list)
+    aside: Counter[str] = field(default_factory=Counter)  # how many were replayed without what stands aside on them
     replayed: dict[str | None, datetime | None] = field(default_factory=dict)  # ids, each with when it had failed
 
     def data(self) -> dict[str, Any]:
@@ -47,6 +49,7 @@ class Repair:
             "not_done": self.wanted - self.done,
             "failures": [{"id": each.id, "topic": each.topic, "reason": each.reason} for each in self.failures],
             "missing": list(self.missing),
+            "set_aside": dict(self.aside),
             "died_again": [{"id": each.id, "topic": each.topic, "reason": each.reason} for each in self.again],
         }
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import aio_pika
 import pytest
 
 from choreo import dead_letter
@@ -31,6 +32,7 @@ from choreo.testing.rabbitmq.node import Node
 from choreo.topology import Names, Topology
 from choreo.transport import Confirmed, Delivery, QueueStats
 from tests.conftest import Running, environment
+from tests.faults.raw_amqp import unpack
 from tests.waiting import eventually, until
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -85,6 +87,9 @@ class Desk:
             priority=2,
             type=TOPIC,
         )
+        return self.dead(living, number)
+
+    def dead(self, living: Message, number: int = 1) -> Message:
         return dead_letter.write(
             living,
             topic=TOPIC,
@@ -403,6 +408,46 @@ async def test_replay_keeps_the_order(desk: Desk):
     assert await desk.ids(desk.dlq) == [each for each in ids(range(120, 250)) if each not in ("id-130", "id-200")]
 
 
+async def publish_as_others_do(desk: Desk, expiration: float) -> None:
+    """Put an event in with a time to live (seconds), a copy for another queue and its sender's name."""
+    sent = aio_pika.Message(b"{}", message_id="id-1", expiration=expiration, headers={"CC": ["nowhere"]})
+    sent.user_id = "guest"
+    async with await aio_pika.connect(desk.url) as connection, connection.channel() as channel:
+        exchange = await channel.get_exchange(desk.names.events, ensure=False)
+        await exchange.publish(sent, routing_key=TOPIC)
+
+
+async def test_replay_says_what_is_not_done_once_more(desk: Desk, dlq):
+    """Copies to other queues, the sender's user and a time to live stay in a header; the last one can be had anew."""
+    await publish_as_others_do(desk, 3600)
+    (came,) = await desk.empty(desk.queue)
+    letter = desk.dead(came.message)
+    for option, expiration in (((), None), (("--expiring",), b"3600000")):
+        await desk.put(desk.names.dead, "a", letter)
+        done = await dlq("replay", "a", "--yes", "-o", "json", *option)
+        assert rows(done)["set_aside"] == {"user-id": 1, "CC": 1} | ({} if option else {"expiration": 1})
+        assert "kept in the header choreo-aside: " in done.stderr
+        assert ("--expiring" in done.stderr) == (not option)
+        (delivery,) = await desk.empty(desk.queue)
+        assert delivery.message.raw is not None
+        assert unpack(delivery.message.raw).get("expiration") == expiration
+        assert delivery.message.headers["choreo-aside"].get("CC") == ["nowhere"]
+    assert (await desk.stats(desk.names.queue("b"))).ready == 1, "the copy that came when it was published"
+
+
+async def test_replay_that_expires_again_is_a_letter_again(desk: Desk, dlq):
+    """Its time to live begins anew when that is asked for, and is the broker's to end; nothing is lost by it."""
+    await publish_as_others_do(desk, 0.2)
+    await desk.ready(desk.dlq, 1)
+    (row,) = rows(await dlq("list", "a", "-o", "json"))
+    assert row["reason"] == "expired"
+    assert rows(await dlq("replay", "a", "--yes", "--expiring", "-o", "json"))["done"] == 1
+    await desk.ready(desk.dlq, 1)
+    assert "expiration of 1" in (await dlq("replay", "a", "--yes")).stderr
+    (delivery,) = await desk.empty(desk.queue)
+    assert delivery.message.body == b"{}"
+
+
 async def test_replay_asks_unless_it_is_told_which(desk: Desk, dlq):
     """Nobody can be asked without a terminal: then nothing happens."""
     await desk.bury(*range(5))
@@ -416,6 +461,7 @@ async def test_replay_asks_unless_it_is_told_which(desk: Desk, dlq):
         "not_done": 0,
         "failures": [],
         "missing": [],
+        "set_aside": {},
         "died_again": [],
     }
     assert await desk.ids(desk.queue) == ids(range(5))

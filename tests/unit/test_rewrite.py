@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from choreo import dead_letter
-from choreo.amqp import decode, rewrite
+from choreo.amqp import decode, encode, rewrite
 from choreo.message import ASIDE, CE, MAX_HEADER_BYTES, MAX_HEADERS, Message, excess, growth, identity
 from tests.faults.poison.fields import array, field, item, number, table, text
 from tests.faults.raw_amqp import pack, short, sized, unpack
@@ -121,6 +121,57 @@ def test_what_the_broker_would_act_upon_is_set_aside() -> None:
         assert not {b"CC", b"x-death", b"x-first-death-queue"} & found.keys()
         assert not {"expiration", "user_id"} & unpack(once_more.raw).keys()
         assert once_more.headers[ASIDE]["CC"] == ["elsewhere", 1]
+
+
+def expiring(letter: Message) -> Message:
+    return again(dead_letter.revived(letter, dead_letter.read(letter, agent="a"), expiring=True))
+
+
+def test_time_to_live_is_in_its_place_again_where_that_is_asked_for() -> None:
+    """With its bytes and nowhere else, be it after a retry; the next try sets it aside as the first one did."""
+    message = came(headers=array("CC", item("elsewhere")), expiration=b"100", user_id=b"guest", app_id=b"shop")
+    for letter in (
+        again(buried(message)),
+        again(buried(retried(message))),
+        again(buried(retried(message), attempts=2)),
+    ):
+        assert dead_letter.aside(letter) == ["expiration", "user-id", "CC"]
+        living = expiring(letter)
+        assert living.raw is not None
+        properties = unpack(living.raw)
+        assert (properties["expiration"], properties["app_id"]) == (b"100", b"shop")
+        assert living.headers[ASIDE] == {"user-id": "guest", "CC": ["elsewhere"]}
+        once_more = retried(living)
+        assert once_more.raw is not None
+        assert "expiration" not in unpack(once_more.raw)
+        assert once_more.headers[ASIDE] == {"user-id": "guest", "CC": ["elsewhere"], "expiration": "100"}
+    alone = expiring(again(buried(came(expiration=b"100"))))
+    assert ASIDE not in alone.headers
+
+
+@pytest.mark.parametrize("given", [b"soon", b"", b"-1", b"9" * 11, "٣".encode()])
+def test_what_is_no_time_to_live_is_never_given_to_the_broker(given: bytes) -> None:
+    """It would end the channel; such a one is written by hand, for no broker takes it."""
+    letter = again(buried(came(expiration=given)))
+    living = expiring(letter)
+    assert living.raw is not None
+    assert "expiration" not in unpack(living.raw)
+    assert living.headers[ASIDE] == {"expiration": given.decode()}
+
+
+def test_time_to_live_of_a_letter_that_the_broker_wrote() -> None:
+    """It takes the property away, and notes it in its account of the death."""
+    death = {"reason": "expired", "queue": "choreo.a", "original-expiration": "250", "routing-keys": [TOPIC]}
+    letter = came(headers=encode.table({"x-death": [death]})[4:])
+    assert dead_letter.aside(letter) == ["expiration"]
+    living = expiring(letter)
+    assert living.raw is not None
+    assert unpack(living.raw)["expiration"] == b"250"
+
+
+def test_nothing_stands_aside_of_most_letters() -> None:
+    assert dead_letter.aside(again(buried(came(app_id=b"shop")))) == []
+    assert expiring(again(buried(came(app_id=b"shop")))) == replayed(again(buried(came(app_id=b"shop"))))
 
 
 def test_what_the_broker_wrote_on_choreos_own_ways_is_left_out() -> None:
