@@ -34,7 +34,7 @@ from choreo.runtime.calling import about_a_reaction, begin, call, end_child
 from choreo.runtime.emission import require_stored, sealed
 from choreo.runtime.healing import Heal, nothing
 from choreo.runtime.returns import Returns
-from choreo.runtime.rounds import Rounds
+from choreo.runtime.suspects import Rounds
 from choreo.runtime.underway import Underway
 from choreo.topology import Names, return_key, topic_of
 from choreo.transport import Confirmed, Delivery, Refused, Session

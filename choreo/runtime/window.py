@@ -1,19 +1,17 @@
 """How much of its queue an agent holds at a time, so that a delivery that ends the process takes no other with it.
 
 Whatever a process holds when it ends counts as delivered once more, and beyond its delivery limit the broker buries a
-message, whoever was to blame. So a delivery that has come back twice is a suspect: it runs while its agent holds
-nothing else. RabbitMQ delivers what came back before what is new. A subscription therefore begins narrow, with one
-delivery at a time, and gets its whole window when the next one is no suspect.
+message, whoever was to blame. So a suspect (see `suspects`) runs while nothing else of its queue is held. RabbitMQ
+delivers what came back before what is new. A subscription therefore begins narrow, with one delivery at a time, and
+gets its whole window when the next one is no suspect.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 import random
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from functools import partial
 from itertools import chain
 from typing import Final
@@ -22,62 +20,18 @@ from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.logger import get_logger
 from choreo.runtime.holding import BROKERS_OWN
 from choreo.runtime.overdue import End, Overdue, is_sure
+from choreo.runtime.suspects import PATIENCE, SUSPECT, Turns
 from choreo.runtime.tasks import owned
 from choreo.transport import Consumer, Delivery, OnDelivery, OnTimeout, Session, came_back
 
-SUSPECT: Final = 2  # times that a delivery came back unsettled
 _QUIET: Final = 0.1  # seconds without a delivery, after which nothing in the queue has come back
 _GOODBYE: Final = 3.0  # seconds for a subscription that is being made or closed when the worker stops
-_PATIENCE: Final = 60.0  # seconds that a suspect waits for others; a broker takes back what is held for too long
 
 _logger = get_logger()
 
 
 def _nothing(_delivery: Delivery, _error: ChoreoError) -> None:
     """Let a run go on, whatever it costs."""
-
-
-class Turns:
-    """Lets the suspects of all agents in a process run one at a time, the one that came back least often first.
-
-    Who ended the process came back each time, who was only there did not: it runs first, and ends. Among equals the lot
-    decides, so that no innocent one stands behind the culprit every time.
-    """
-
-    def __init__(self, windows: int) -> None:
-        self._unheard = windows
-        self._waiting: list[tuple[int, float, asyncio.Event]] = []
-        self._running = False
-
-    def heard(self) -> None:
-        """Note that one more window knows what its queue begins with. Nobody has a turn before all do."""
-        self._unheard -= 1
-        asyncio.get_running_loop().call_soon(self._next)  # when its suspect, if there is one, has asked as well
-
-    @asynccontextmanager
-    async def take(self, suspect: Delivery) -> AsyncIterator[None]:
-        """Wait for the turn of `suspect`, at most a minute, and hold it."""
-        turn = asyncio.Event()
-        entry = (came_back(suspect), random.random(), turn)  # noqa: S311 - no secret
-        heapq.heappush(self._waiting, entry)
-        self._next()
-        try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_PATIENCE):
-                    await turn.wait()
-            yield
-        finally:
-            if turn.is_set():
-                self._running = False
-            else:
-                self._waiting.remove(entry)
-                heapq.heapify(self._waiting)
-            self._next()
-
-    def _next(self) -> None:
-        if self._waiting and not self._running and not self._unheard:
-            heapq.heappop(self._waiting)[2].set()
-            self._running = True
 
 
 class _Subscription:
@@ -346,7 +300,7 @@ class Window:
         async with self._changing:
             await old.cancel()
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 await self._alone(old)
         except TimeoutError:
             old.give_back()

@@ -26,11 +26,11 @@ from choreo.runtime.drainers import Drainers, Slice
 from choreo.runtime.due import DueEvents
 from choreo.runtime.healing import Healer, report_gone
 from choreo.runtime.holding import limits
-from choreo.runtime.rounds import cause_of_loss
 from choreo.runtime.stall import Standstill
+from choreo.runtime.suspects import Turns, cause_of_loss
 from choreo.runtime.tasks import first_of, owned, unsaid
 from choreo.runtime.threads import threads
-from choreo.runtime.window import Turns, Window
+from choreo.runtime.window import Window
 from choreo.topology import Names, Topology
 from choreo.transport import Connect, Delivery, Session
 

@@ -18,7 +18,8 @@ from choreo.message import ATTEMPT, DELIVERY_COUNT, Message
 from choreo.retry import Retry
 from choreo.runtime.holding import affordable, longest_way, needed, shares
 from choreo.runtime.overdue import ROUNDS
-from choreo.runtime.window import SUSPECT, Turns, Window
+from choreo.runtime.suspects import SUSPECT, Turns
+from choreo.runtime.window import Window
 from choreo.transport import Delivery, OnDelivery, OnTimeout, came_back
 from tests.waiting import eventually
 
@@ -360,7 +361,7 @@ async def test_subscription_that_holds_nothing_has_not_held_it_for_too_long(scen
 
 async def test_turn_does_not_wait_for_ever(scenes: list[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker takes back what is held for too long: after a while a suspect runs beside that of another agent."""
-    monkeypatch.setattr("choreo.runtime.window._PATIENCE", 0.2)
+    monkeypatch.setattr("choreo.runtime.suspects.PATIENCE", 0.2)
     turns = Turns(2)
     one = await play(scenes, FakeQueue(("1", SUSPECT)), turns=turns)
     another = await play(scenes, FakeQueue(("2", SUSPECT)), turns=turns)
@@ -372,7 +373,8 @@ async def test_several_suspects_in_a_wide_window_run_least_suspicious_first(
     scenes: list[Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One after the other, each alone; those that would wait too long are given back."""
-    monkeypatch.setattr("choreo.runtime.window._PATIENCE", 0.5)
+    monkeypatch.setattr("choreo.runtime.suspects.PATIENCE", 0.5)
+    monkeypatch.setattr("choreo.runtime.window.PATIENCE", 0.5)
     fake = FakeQueue(("1", 0))
     agent = await play(scenes, fake)
     await eventually(lambda: wide(fake))

@@ -13,7 +13,8 @@ import pytest
 
 from choreo.errors import ChoreoError
 from choreo.message import DELIVERY_COUNT, Message
-from choreo.runtime.window import Turns, Window
+from choreo.runtime.suspects import Turns
+from choreo.runtime.window import Window
 from choreo.transport import Delivery, OnDelivery, OnTimeout
 from tests.waiting import in_virtual_time
 

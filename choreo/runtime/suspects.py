@@ -1,24 +1,75 @@
-"""Deliveries that cost their session each time: their reaction stands still for longer than the broker waits.
+"""Deliveries that came back again and again: they may be what has ended the process, or cost it its session.
 
-Such a reaction may well come to its end, but nobody is left to take the acknowledgement, so it begins again. The broker
-ends that at its delivery limit, after twenty rounds of perhaps minutes each. What this process has seen with its own
-eyes is a dead letter earlier: a suspect (see `window`) that runs alone and costs one more session.
+Suspects run one at a time, see `Turns`, so that one that ends the process takes no other with it. And a reaction may
+stand still for longer than the broker waits for a heartbeat: it may well come to its end, but nobody is left to take
+the acknowledgement, so it begins again. The broker ends that at its delivery limit, after twenty rounds of perhaps
+minutes each. What this process has seen with its own eyes is a dead letter earlier, see `Rounds`: a suspect that costs
+one more session.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import heapq
+import random
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Final
 
 from choreo.errors import EnvelopeError
 from choreo.message import Reason
 from choreo.reaction import Reaction
 from choreo.runtime.stall import Standstill
-from choreo.runtime.window import SUSPECT
 from choreo.transport import Delivery, came_back, likeness
 
+SUSPECT: Final = 2  # times that a delivery came back unsettled
+PATIENCE: Final = 60.0  # seconds that a suspect waits for others; a broker takes back what is held for too long
 _KNOWN: Final = 1_000  # that are not dead yet: another worker may have got them
+
+
+class Turns:
+    """Lets the suspects of all agents in a process run one at a time, the one that came back least often first.
+
+    Who ended the process came back each time, who was only there did not: it runs first, and ends. Among equals the lot
+    decides, so that no innocent one stands behind the culprit every time.
+    """
+
+    def __init__(self, windows: int) -> None:
+        self._unheard = windows
+        self._waiting: list[tuple[int, float, asyncio.Event]] = []
+        self._running = False
+
+    def heard(self) -> None:
+        """Note that one more window knows what its queue begins with. Nobody has a turn before all do."""
+        self._unheard -= 1
+        asyncio.get_running_loop().call_soon(self._next)  # when its suspect, if there is one, has asked as well
+
+    @asynccontextmanager
+    async def take(self, suspect: Delivery) -> AsyncIterator[None]:
+        """Wait for the turn of `suspect`, at most a minute, and hold it."""
+        turn = asyncio.Event()
+        entry = (came_back(suspect), random.random(), turn)  # noqa: S311 - no secret
+        heapq.heappush(self._waiting, entry)
+        self._next()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await turn.wait()
+            yield
+        finally:
+            if turn.is_set():
+                self._running = False
+            else:
+                self._waiting.remove(entry)
+                heapq.heapify(self._waiting)
+            self._next()
+
+    def _next(self) -> None:
+        if self._waiting and not self._running and not self._unheard:
+            heapq.heappop(self._waiting)[2].set()
+            self._running = True
 
 
 class Rounds:
