@@ -49,9 +49,13 @@ def run(  # noqa: PLR0917 - typer makes an option of each
             help="Processes of the same agents, under one supervisor.",
         ),
     ] = 1,
-    apart: Annotated[
-        bool, typer.Option("--apart", help="Processes of its own for each agent: one that blocks holds up no other.")
+    process_per_agent: Annotated[
+        bool,
+        typer.Option(
+            "--process-per-agent", help="Run each agent in processes of its own: one that blocks holds up no other."
+        ),
     ] = False,
+    apart: Annotated[bool, typer.Option("--apart", hidden=True)] = False,
     drain: Annotated[
         str | None,
         typer.Option(help="Time to finish what runs after SIGTERM. [default: 30s]", metavar="TIME", show_default=False),
@@ -98,6 +102,9 @@ def run(  # noqa: PLR0917 - typer makes an option of each
     )
     logs.configure(settings.log_level, settings.log_format)
     output.note_broker(settings)
+    if apart:
+        output.note("choreo: --apart is called --process-per-agent now")
+        process_per_agent = True
     if reload:
         require_watchfiles()
         for name in names or []:
@@ -109,10 +116,12 @@ def run(  # noqa: PLR0917 - typer makes an option of each
         agents, left_out = find_good(names or [], settings)
         start.notifier.left_out(left_out)
     else:
-        agents = find(names or [], settings, everyone=everyone) if not reload or (apart and everyone) else []
-    if processes > 1 or reload or apart:
-        named = names or ([agent.name for agent in agents] if apart else ["--all"])
-        groups = [[each] for each in named] if apart else [named]
+        agents = (
+            find(names or [], settings, everyone=everyone) if not reload or (process_per_agent and everyone) else []
+        )
+    if processes > 1 or reload or process_per_agent:
+        named = names or ([agent.name for agent in agents] if process_per_agent else ["--all"])
+        groups = [[each] for each in named] if process_per_agent else [named]
         code = output.wait_for(supervise(groups, settings, start, processes, reload=reload))
     else:
         from choreo.composition.sessions import connector

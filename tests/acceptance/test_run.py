@@ -695,13 +695,13 @@ def test_reload_starts_anew_when_a_file_changes(start_choreo: Start, write: Call
 def test_agents_run_apart_have_a_process_each(
     start_choreo: Start, project: Path, post: Post, write: Callable[[str], str]
 ) -> None:
-    """One that blocks its event loop holds up no other; `--apart` with `--all` finds them by itself."""
+    """One that blocks its event loop holds up no other; `--process-per-agent` with `--all` finds them by itself."""
     quick = write(PATIENT)
     slow = f"{quick}slow"
     blocking = STUBBORN.replace("NAME", slow).replace("def work", "async def work").replace("3600", "4")
     (project / "agents" / f"{slow}.py").write_text(blocking)
     (project / "go").touch()
-    running = start_choreo("run", "--all", "--apart", env=post.environment)
+    running = start_choreo("run", "--all", "--process-per-agent", env=post.environment)
     running.wait_for(f'"consuming from {post.names.queue(quick)}"')
     running.wait_for(f'"consuming from {post.names.queue(slow)}"')
     assert len(children(running.pid)) == 2

@@ -82,7 +82,7 @@ def naming(name: str) -> tuple[str, ...]:
 
 SETTINGS = ("CHOREO_DRAIN=soon", "CHOREO_NAMESPACE=Ä", "CHOREO_PREFECH=1", "CHOREO_PROJECT=no", "toml", ".env")
 OPTIONS = ("--drain soon", "--wait soon", "--prefetch 0", "--concurrency x", "--health-port -1")
-RUNNING = ("run greeter", "run --all --processes 2", "run --all --apart")
+RUNNING = ("run greeter", "run --all --processes 2", "run --all --process-per-agent", "run --all --apart")
 NONE = ("",)
 
 # Commands, the mistakes of which each makes one at a time, and the code that all of them end with.
