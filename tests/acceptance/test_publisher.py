@@ -169,7 +169,7 @@ def test_publisher_where_it_cannot_work_says_so_at_once(broker_url: str, namespa
         if what == "wrong":
             assert said.startswith("UsageError: ")
             assert words in said
-            assert seconds < 1
+            assert seconds < 3, "the pause for a broker that is away, which is not made here"
         else:
             assert said == "stored"
 

@@ -10,6 +10,7 @@ import pytest
 from choreo.testing.rabbitmq.release import find_server
 from tests.conftest import ROOT, release
 from tests.faults.report import Extent, Row, page, table
+from tests.waiting import slowness
 
 _ROWS = pytest.StashKey[list[Row]]()
 
@@ -25,8 +26,9 @@ class Scale:
         return {"short": short, "full": full, "long": 10 * full}[self.extent]
 
     def limit(self, seconds: float) -> float:
-        """A limit in seconds: three times as long in `short`, which shares its machine with whatever runs there."""
-        return 3 * seconds if self.extent == "short" else seconds
+        """A limit in seconds: three times as long in `short`, which shares its machine with whatever runs there, and
+        longer by as much as that takes of it now. To be asked when what it limits is over."""
+        return 3 * slowness() * seconds if self.extent == "short" else seconds
 
 
 @pytest.fixture

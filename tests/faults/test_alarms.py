@@ -54,7 +54,6 @@ def test_an_alarm_blocks_publishers_and_nothing_else(
     ledger.start(*BOTH, CHOREO_PREFETCH=str(PREFETCH))
     ledger.go()
     waited, recoveries = [], []
-    longest = DEADLINE + scale.limit(MARGIN)
     for _ in range(repetitions):
         ledger.hold("shop")
         ledger.place(ORDERS)
@@ -67,6 +66,7 @@ def test_an_alarm_blocks_publishers_and_nothing_else(
         ledger.place(1)
         recoveries.append(time.monotonic() - over)
     balance = ledger.settle()
+    longest = DEADLINE + scale.limit(MARGIN)
     row = balance.row(
         fault,
         repetitions,

@@ -65,7 +65,7 @@ def test_a_broker_that_comes_back_has_lost_nothing(
     end: str,
 ) -> None:
     """Every order ends, and the workers consume again soon after the return of the broker's port."""
-    repetitions, recovery = scale.of(10, short=1), scale.limit(RECOVERY)
+    repetitions = scale.of(10, short=1)
     ledger = Ledger(project, start_choreo, broker.url, namespace, pace=(0.005, 0.0))
     workers = [ledger.start("payment"), ledger.start("shop")]
     broker.flush()
@@ -79,6 +79,7 @@ def test_a_broker_that_comes_back_has_lost_nothing(
         with opening(broker.port) as opened:
             broker.start_again()
         recoveries += [said(worker, CONSUMING, times=before + 1) - opened[0] for worker in workers]
+    recovery = scale.limit(RECOVERY)
     back = time.monotonic()
     balance = ledger.settle()
     took = time.monotonic() - back

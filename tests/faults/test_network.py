@@ -68,7 +68,7 @@ def test_a_network_that_fails_costs_nothing_but_duplicates(
 ) -> None:
     """It happens to as many processes at once as there are repetitions: each finds it out by itself, some in half a
     minute. The shop is slower than payment, so that there is something in every queue."""
-    repetitions, limit = scale.of(10, short=short), scale.limit(FOUND)
+    repetitions = scale.of(10, short=short)
     if not repetitions:
         pytest.skip("takes half a minute; make faults runs it")
     ledger = Ledger(project, start_choreo, node.url, namespace, pace=(0.05, 0.1))
@@ -82,6 +82,7 @@ def test_a_network_that_fails_costs_nothing_but_duplicates(
         assert ledger.in_flight()
         found = [said(workers, LOST, times=number + 1) - at for number in range(repetitions)]
         consuming = [said(workers, CONSUMING, times=repetitions + number + 1) - at for number in range(repetitions)]
+        limit = scale.limit(FOUND)
         balance = ledger.settle()
     row = balance.row(
         fault,

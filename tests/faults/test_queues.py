@@ -49,7 +49,6 @@ async def test_deleted_queue_is_consumed_again(
     worker = stream.start(CHOREO_PREFETCH="1")
     queue = stream.names.queue("desk")
     repetitions, pauses = scale.of(20, short=2), list[float]()
-    longest = scale.limit(LONGEST_PAUSE)
     async with await aio_pika.connect(broker_url) as connection, connection.channel() as channel:
         for repetition in range(repetitions):
             (project / "hold").touch()
@@ -64,6 +63,7 @@ async def test_deleted_queue_is_consumed_again(
             assert queue in lines
             assert "what it held is gone" in lines
             await asyncio.to_thread(worker.wait_for, '"event": "queue gone"', times=repetition + 1)
+    longest = scale.limit(LONGEST_PAUSE)
     account = await stream.account()
     report(
         Row(

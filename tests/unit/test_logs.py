@@ -259,9 +259,9 @@ class TestPasswords:
     def test_long_hostile_texts_are_cheap(self):
         """No text makes the search for passwords take long."""
         for text in ("://:" * 500_000, "a" * 2_000_000 + "://@", ("a" * 9 + "://a:") * 100_000 + "@"):
-            began = time.perf_counter()
+            began = time.process_time()
             censored(text)
-            assert time.perf_counter() - began < 2
+            assert time.process_time() - began < 2
 
 
 def raised(error: Exception) -> Exception:
