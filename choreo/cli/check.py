@@ -15,6 +15,9 @@ from choreo.cli.output import keep_data_apart, note_forgotten, write, write_json
 def check(names: Names = None, output: OutputOption = Output.TEXT) -> None:
     """Find loops without a bound, events that nobody takes, and events that nobody emits. Needs no broker.
 
+    A loop through a program that is no agent is not found: nothing is known here of what it sends. Let such a program
+    copy the headers of what it answers; then max_hops bounds the loop.
+
     Exit code 1 when there is a finding.
     """
     from choreo.observe import logs
