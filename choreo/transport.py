@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,6 +62,11 @@ class Server:
     product: str
     version: str
     frame_max: int = FRAME_MAX  # bytes; the properties of a message travel in one frame
+
+    @property
+    def counts_returns(self) -> bool:
+        """Whether all that is given back comes nearer to its queue's delivery limit: until RabbitMQ 4.3."""
+        return re.match(r"3\.|4\.[0-2]\.", self.version) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +165,11 @@ class Session(Protocol):
         """Done, with the reason, as soon as the session can no longer be relied on."""
         ...
 
-    async def declare(self, topology: Topology) -> None:
-        """Declare everything in `topology`. Raises TopologyMismatch, AccessRefused or BrokerUnreachable."""
+    async def declare(self, topology: Topology) -> tuple[str, ...]:
+        """Declare everything in `topology`; return the names of queues that are as earlier releases declared them.
+
+        Raises TopologyMismatch, AccessRefused or BrokerUnreachable.
+        """
         ...
 
     async def remove(self, topology: Topology) -> None:
@@ -175,12 +184,14 @@ class Session(Protocol):
         on_delivery: OnDelivery,
         hold: float | None = None,
         on_timeout: OnTimeout | None = None,
+        looking: bool = False,
     ) -> Consumer:
         """Subscribe to `queue` with at most `prefetch` unsettled deliveries; `on_delivery` must not block.
 
         `hold`: seconds that a delivery may stay unsettled, asked of brokers that let a consumer say so. `on_timeout` is
         called when the broker ends this subscription because one stayed for longer than it allows; the session goes
-        on. Without it, the session is `lost` then.
+        on. Without it, the session is `lost` then. `looking`: what is unsettled when the subscription is closed was
+        looked at only, and goes back in a way that counts as no failed delivery, where the broker has one.
         """
         ...
 

@@ -114,6 +114,18 @@ def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     node.kill()
 
 
+@pytest.fixture(scope="session")
+def managed(new_node: Callable[..., Node], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """A node with the management plugin, whose figures are collected every second."""
+    node = new_node(
+        tmp_path_factory.mktemp("managed"),
+        plugins=["rabbitmq_management"],
+        config=["collect_statistics_interval = 1000"],
+    )
+    yield node
+    node.kill()
+
+
 @pytest.fixture
 def broker_url(node: Node) -> str:
     """AMQP URL of the shared node, ending with "/", so that `broker_url + vhost` is one of that virtual host."""

@@ -195,8 +195,8 @@ def _settings(agent: str, url: str | None) -> Settings:
     return settings
 
 
-def _with(settings: Settings, agent: str, work: Callable[[DeadLetterQueue], Awaitable[T]]) -> T:
-    """Let `work` have the agent's dead-letter queue, in a session of its own."""
+def _with(settings: Settings, agent: str, work: Callable[[DeadLetterQueue], Awaitable[T]], *, looks: bool = True) -> T:
+    """Let `work` have the agent's dead-letter queue, in a session of its own. What looks may destroy is said first."""
     from choreo import loader
     from choreo.composition import sessions
     from choreo.operate.dlq import DeadLetterQueue
@@ -207,7 +207,10 @@ def _with(settings: Settings, agent: str, work: Callable[[DeadLetterQueue], Awai
             known = loader.known(settings.agents_folder)
             names = Names(settings.namespace)
             timeout = settings.publish_timeout
-            return await work(DeadLetterQueue(session, names, agent, publish_timeout=timeout, known=known))
+            queue = DeadLetterQueue(session, names, agent, publish_timeout=timeout, known=known)
+            for danger in await queue.dangers(sessions.management(settings)) if looks else ():
+                out.note(f"choreo: {danger}")
+            return await work(queue)
 
     return out.wait_for(run())
 
@@ -217,7 +220,7 @@ def _ask(settings: Settings, agent: str, question: str, limit: int | None = None
 
     The session is closed while the question stands: a person may take longer to answer than a broker waits for a sign.
     """
-    stats = _with(settings, agent, lambda queue: queue.stats())
+    stats = _with(settings, agent, lambda queue: queue.stats(), looks=False)
     count = stats.ready if limit is None else min(limit, stats.ready)
     if count:
         many = "the dead letter" if count == 1 else f"the first {count} of {stats.ready} dead letters"

@@ -124,10 +124,10 @@ def run(  # noqa: PLR0917 - typer makes an option of each
         groups = [[each] for each in named] if process_per_agent else [named]
         code = output.wait_for(supervise(groups, settings, start, processes, reload=reload))
     else:
-        from choreo.composition.sessions import connector
+        from choreo.composition.sessions import connector, management
         from choreo.runtime.service import serve
 
-        code = output.wait_for(serve(agents, settings, connector, start))
+        code = output.wait_for(serve(agents, settings, connector, start, management=management(settings)))
     end(code)
 
 

@@ -24,8 +24,9 @@ from choreo.errors import (
 from choreo.message import EXPIRATION, HIDDEN, Message
 from choreo.operate.hands import Hand, Hands
 from choreo.operate.repair import Failure, Repair
+from choreo.runtime.policies import before_looking
 from choreo.topology import Names, replay_key
-from choreo.transport import Confirmed, Delivery, QueueStats, Session
+from choreo.transport import Confirmed, Delivery, Management, QueueStats, Session
 
 REPLAYED_AT_ONCE: Final = 100  # letters of one hand, in memory with their bodies
 DROPPED_AT_ONCE: Final = 500  # letters of one hand, in memory without their bodies
@@ -98,6 +99,12 @@ class DeadLetterQueue:
             f"{hint}the queue is made when the agent first runs there; check the name (known here:"
             f" {', '.join(self._known) or 'none'}), CHOREO_URL and CHOREO_NAMESPACE",
         )
+
+    async def dangers(self, management: Management | None) -> tuple[str, ...]:
+        """Return what to know before looking, or taking: policies that destroy what is looked at, or may do so."""
+        told = await management.queue(self.queue) if management is not None else None
+        stats = await self._session.stats(self.queue)
+        return before_looking(self.queue, self._session.server, told) if stats is not None and stats.ready else ()
 
     async def look(self, *, limit: int = 50, ids: Sequence[str] = (), bodies: bool = True) -> Look:
         """Return the first `limit` letters, or the first one with each of `ids`. All are back in the queue by then.

@@ -21,6 +21,7 @@ from choreo.agent import Agent
 from choreo.event import declaration
 from choreo.reaction import Reaction
 from choreo.retry import Retry
+from choreo.runtime.policies import dangers
 from choreo.topology import UNCLAIMED, Binding, Names, QueueKind, Topology
 from choreo.transport import Management, QueueDetail, QueueStats, Session, Unavailable
 
@@ -28,13 +29,6 @@ DETAILS: Final = ("unacked", "publish_rate", "deliver_rate", "ack_rate", "memory
 _KINDS: Final[tuple[QueueKind, ...]] = ("work", "retry", "dlq")  # of the queues of an agent
 NO_RETRY: Final = "none: a failure is final"
 
-_DANGERS: Final = {
-    "max-length": "drops the oldest letters",
-    "max-length-bytes": "drops the oldest letters",
-    "message-ttl": "drops letters after so many ms",
-    "expires": "deletes the queue when nobody has looked at it for so many ms",
-    "delivery-limit": "drops letters that were looked at so often",
-}
 _HEALTHY: Final = (None, "running", "idle")
 
 
@@ -111,27 +105,8 @@ async def look(session: Session, agents: Iterable[str], names: Names, management
         )
         for (name, (kind, agent)), stats in zip(everything.items(), found, strict=True)
     )
-    dangers = tuple(filter(None, (danger(view) for view in views)))
-    return Snapshot(views, detailed=management is not None and not notes, notes=notes + dangers)
-
-
-def danger(view: QueueView) -> str:
-    """Return a sentence on policies that destroy or hide what a dead-letter queue holds, if there are any."""
-    if view.kind != "dlq" or view.detail is None:
-        return ""
-    policy, arguments = view.detail.policy, view.detail.arguments
-    overflow = policy.get("overflow") or arguments.get("x-overflow") or "drop-head"
-    found = [
-        f"{key}={policy[key]} {what}"
-        for key, what in _DANGERS.items()
-        if key in policy and (not key.startswith("max-length") or overflow == "drop-head")
-    ]
-    if policy.get("delayed-retry-type", "disabled") != "disabled":
-        found.append("delayed-retry-type hides for a while what was looked at")
-    if not found:
-        return ""
-    names = " and ".join(map(repr, view.detail.policies)) or "a policy"
-    return f"{view.queue} loses dead letters, by {names}: {'; '.join(found)}. Leave such queues out of its pattern"
+    notes_on = dangers(view.detail for view in views if view.detail is not None)
+    return Snapshot(views, detailed=management is not None and not notes, notes=notes + notes_on)
 
 
 def state(kind: QueueKind, stats: QueueStats | None, detail: QueueDetail | None = None) -> str:

@@ -12,7 +12,7 @@ from choreo.transport import Delivery
 
 
 class RabbitConsumer:
-    """A subscription on a channel of its own."""
+    """A subscription on a channel of its own. `nacks_rest`: what is unsettled at its end goes back by basic.nack."""
 
     def __init__(
         self,
@@ -20,11 +20,14 @@ class RabbitConsumer:
         channel: AbstractChannel,
         leave: Callable[[RabbitConsumer], None],
         arguments: dict[str, Any] | None = None,
+        *,
+        nacks_rest: bool = False,
     ) -> None:
         self.queue = queue
         self._arguments = arguments
         self.channel = channel
         self._leave = leave
+        self._nacks_rest = nacks_rest
         self._tag = ""
 
     async def start(self, receiving: lane.Consuming) -> None:
@@ -53,5 +56,7 @@ class RabbitConsumer:
         """Close the channel."""
         self._leave(self)
         if not self.channel.is_closed:
+            if self._nacks_rest:
+                self._receiving.give_back_rest()
             await self._receiving.end()
             await calls.quietly(self.channel.close())

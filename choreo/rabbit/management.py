@@ -10,10 +10,12 @@ import asyncio
 import base64
 import http.client
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, unquote, urlencode, urlsplit
 
@@ -71,10 +73,20 @@ class ManagementApi:
         return await self._ask(ask)
 
     async def _ask(self, ask: Callable[[], T]) -> T | Unavailable:
-        try:
-            return await asyncio.to_thread(ask)
-        except _NoAnswerError as error:
-            return Unavailable(f"{self._place}: {error}")
+        answer = Future[T | Unavailable]()
+        answer.set_running_or_notify_cancel()
+
+        def wait() -> None:
+            try:
+                answer.set_result(ask())
+            except _NoAnswerError as error:
+                answer.set_result(Unavailable(f"{self._place}: {error}"))
+            except BaseException as error:  # noqa: BLE001 - a defect of ours, for whoever has asked
+                answer.set_exception(error)
+
+        # None of the loop's own threads: a process at its end would wait for an answer that nobody wants any more.
+        threading.Thread(target=wait, name="management API", daemon=True).start()
+        return await asyncio.wrap_future(answer)
 
     def _queues(self, namespace: str) -> Iterator[Mapping[str, Any]]:
         page, pages = 1, 1

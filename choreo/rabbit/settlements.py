@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Frame(NamedTuple):
-    """One basic.ack, or one basic.nack with requeue when `back` is set."""
+    """One basic.ack, or one basic.nack with requeue when `back` is set. Tag 0: all that is unsettled."""
 
     tag: int
     multiple: bool = False
@@ -31,6 +31,7 @@ class Settlements:
         self._last = 0  # the highest acknowledged tag of the run, 0 when it has been written
         self._stragglers: set[int] = set()  # acknowledged behind a gap, not yet written
         self._given_back: list[int] = []  # not yet written
+        self._rest_back = False  # all the others are to be given back
         # Stretches of tags that are written, beyond the run and without a gap: the last tag of each by its first one,
         # and the other way round.
         self._lasts: dict[int, int] = {}
@@ -50,6 +51,10 @@ class Settlements:
     def give_back(self, tag: int) -> None:
         """Note that the delivery `tag` is to be delivered again."""
         self._given_back.append(tag)
+
+    def give_back_rest(self) -> None:
+        """Note that everything that is not settled by now is to be delivered again; nothing more is settled then."""
+        self._rest_back = True
 
     def frames(self) -> list[Frame]:
         """Return what to write now, in this order, and take it as written."""
@@ -76,6 +81,9 @@ class Settlements:
             for tag in stragglers:
                 self._written(tag)
             self._stragglers.clear()
+        if self._rest_back:
+            found.append(Frame(0, multiple=True, back=True))  # the last one: it speaks for what stands before it too
+            self._rest_back = False
         return found
 
     def _written(self, tag: int) -> None:

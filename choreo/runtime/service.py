@@ -17,12 +17,12 @@ from choreo.logger import get_logger
 from choreo.observe.health import Health
 from choreo.observe.supervisor import Line
 from choreo.observe.systemd import Notifier
-from choreo.runtime import lifespan, stall
+from choreo.runtime import lifespan, policies, stall
 from choreo.runtime.calling import CHILD_CAME_BACK
 from choreo.runtime.starting import Start
-from choreo.runtime.tasks import Failed, owned
+from choreo.runtime.tasks import Failed, owned, unsaid
 from choreo.runtime.worker import GRACE, State, Worker
-from choreo.transport import Connect
+from choreo.transport import Connect, Management
 
 DRAINED: Final = 0
 OUT_OF_TIME: Final = 75
@@ -67,11 +67,14 @@ async def serve(
     connector: Callable[[Settings, str], Connect],
     start: Start | None = None,
     on_ready: Callable[[], None] = lambda: None,
+    *,
+    management: Management | None = None,
 ) -> int:
     """Run `agents` in this process until a signal ends it; return the exit code. Raises what Worker.run raises.
 
     `connector` returns what opens sessions, under a name that the broker shows. `start`: how the process began, if it
-    has said something already. `on_ready` is called once, when all consume for the first time.
+    has said something already. `on_ready` is called once, when all consume for the first time; then `management` is
+    asked for policies that destroy.
     """
     name = f"choreo {' '.join(agent.name for agent in agents)} {os.getpid()}"
     worker = Worker(agents, settings, connector(settings, name))
@@ -92,7 +95,13 @@ async def serve(
     stop = Stop(drain, at_once)
     start = start or Start("its agents are there")
     notifier = start.notifier
-    worker.watch(_reporter(start, on_ready))
+    asked: list[asyncio.Task[None]] = []  # ends with the loop at the latest
+
+    def consuming() -> None:
+        asked.append(owned(policies.report(agents, settings.namespace, management), "policies", unsaid))
+        on_ready()
+
+    worker.watch(_reporter(start, consuming))
     async with (
         signals(stop),
         endpoint(settings, stop, start, ready=lambda: (worker.ready, worker.status)),

@@ -26,6 +26,7 @@ from choreo.runtime.drainers import Drainers, Slice
 from choreo.runtime.due import DueEvents
 from choreo.runtime.healing import Healer, report_gone
 from choreo.runtime.holding import limits
+from choreo.runtime.policies import report_older
 from choreo.runtime.stall import Standstill
 from choreo.runtime.suspects import Turns, cause_of_loss
 from choreo.runtime.tasks import first_of, owned, unsaid
@@ -242,8 +243,9 @@ class Worker:
                     report_gone(session, [window.queue for window in self._windows]), "missing queues", unsaid
                 )
                 await asyncio.wait((self._looking,), timeout=_LOOK)
-            await session.declare(self._topology)
+            older = await session.declare(self._topology)
             if self.state is State.STARTING:
+                report_older(older)
                 self._change(State.STARTING, f"{SUBSCRIBING} to {self._queues}", logged=False)
             for window in self._windows:
                 await window.open()

@@ -42,9 +42,9 @@ class BridgedSession:
         self.server: Server = session.server
         self.lost: asyncio.Future[ChoreoError] = asyncio.get_running_loop().create_future()
 
-    async def declare(self, topology: Topology) -> None:
+    async def declare(self, topology: Topology) -> tuple[str, ...]:
         """See transport.Session."""
-        await self._there(self._session.declare, topology)
+        return await self._there(self._session.declare, topology)
 
     async def remove(self, topology: Topology) -> None:
         """See transport.Session."""

@@ -39,9 +39,9 @@ class WatchedSession:
         """See transport.Session."""
         return self._session.lost
 
-    async def declare(self, topology: Topology) -> None:
+    async def declare(self, topology: Topology) -> tuple[str, ...]:
         """See transport.Session."""
-        await self._session.declare(topology)
+        return await self._session.declare(topology)
 
     async def remove(self, topology: Topology) -> None:
         """See transport.Session."""
@@ -55,11 +55,17 @@ class WatchedSession:
         on_delivery: OnDelivery,
         hold: float | None = None,
         on_timeout: OnTimeout | None = None,
+        looking: bool = False,
     ) -> WatchedConsumer:
         """See transport.Session."""
         consumer = WatchedConsumer(self, on_delivery)
         consumer.inner = await self._session.consume(
-            queue, prefetch=prefetch, on_delivery=consumer.arrived, hold=hold, on_timeout=on_timeout
+            queue,
+            prefetch=prefetch,
+            on_delivery=consumer.arrived,
+            hold=hold,
+            on_timeout=on_timeout,
+            looking=looking,
         )
         return consumer
 

@@ -222,18 +222,6 @@ def test_bindings_follow_from_the_agents(inspect: Run, namespace: str):
 # With the management API.
 
 
-@pytest.fixture(scope="module")
-def managed(new_node: Callable[..., Node], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """A node with the management plugin, whose figures are collected every second."""
-    node = new_node(
-        tmp_path_factory.mktemp("managed"),
-        plugins=["rabbitmq_management"],
-        config=["collect_statistics_interval = 1000"],
-    )
-    yield node
-    node.kill()
-
-
 @pytest.fixture
 def told(choreo: Run, shop: Path, managed: Node, namespace: str) -> Run:
     """Runs `choreo inspect ARGS` in the shop, with the management API."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -214,3 +216,24 @@ def test_url_that_cannot_be_read_is_refused_without_its_password():
     with pytest.raises(InvalidUrl) as caught:
         ManagementApi("http://u:s3cret@[::1", "/")
     assert "s3cret" not in str(caught.value)
+
+
+def test_an_answer_that_nobody_waits_for_holds_up_no_end(serve: Callable[[Answers], str]) -> None:
+    """A process that ends, or a command that is interrupted, does not wait for an API that is silent."""
+    asked, over = threading.Event(), threading.Event()
+
+    def silent(_: BaseHTTPRequestHandler) -> None:
+        asked.set()
+        over.wait(60)
+
+    async def ask() -> None:
+        asking = asyncio.create_task(ManagementApi(f"http://{serve(silent)}", "/", timeout=60).queues("choreo"))
+        await asyncio.to_thread(asked.wait, 60)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    began = time.monotonic()
+    asyncio.run(ask())
+    assert time.monotonic() - began < 30, "it waited for the answer"
+    over.set()

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from choreo import Agent, Event, Retry
 from choreo.operate import queues
-from choreo.operate.queues import QueueView, Snapshot, danger, place, policies, state
-from choreo.rabbit import management
+from choreo.operate.queues import QueueView, Snapshot, place, policies, state
 from choreo.topology import Names, QueueKind
 from choreo.transport import QueueDetail, QueueStats
 
@@ -126,46 +123,3 @@ def test_rows_have_details_only_when_somebody_told_them():
     view = QueueView("n.a", "a", "work", 0, 1, "running")
     assert list(view.row(detailed=False)) == ["queue", "agent", "kind", "ready", "consumers", "state"]
     assert view.row(detailed=True)["ack_rate"] is None
-
-
-def dead_letters(policy: dict[str, Any], arguments: dict[str, Any] | None = None, kind: QueueKind = "dlq") -> QueueView:
-    found = {"name": "choreo.shop.dlq", "policy": "limit", "effective_policy_definition": policy}
-    detail = management._queue(found | {"arguments": arguments or {}})
-    return QueueView("choreo.shop.dlq", "shop", kind, 0, 0, "empty", detail=detail)
-
-
-@pytest.mark.parametrize(
-    ("policy", "arguments", "said"),
-    [
-        ({"max-length": 5}, {}, "max-length=5 drops the oldest"),
-        ({"max-length": 5, "overflow": "drop-head"}, {"x-overflow": "reject-publish"}, "max-length=5 drops the oldest"),
-        ({"message-ttl": 1000}, {}, "message-ttl=1000 drops letters"),
-        ({"expires": 1000}, {}, "expires=1000 deletes the queue"),
-        ({"delivery-limit": 5}, {}, "delivery-limit=5 drops letters"),
-        ({"delayed-retry-type": "all"}, {}, "delayed-retry-type hides"),
-    ],
-)
-def test_policy_that_destroys_dead_letters_is_named(
-    policy: dict[str, Any], arguments: dict[str, Any], said: str
-) -> None:
-    """With its name, what it does and the way out; only for dead-letter queues."""
-    sentence = danger(dead_letters(policy, arguments))
-    assert said in sentence
-    assert "'limit'" in sentence
-    assert "Leave such queues out of its pattern" in sentence
-    assert not danger(dead_letters(policy, arguments, kind="delay"))
-
-
-@pytest.mark.parametrize(
-    ("policy", "arguments"),
-    [
-        ({}, {}),
-        ({"max-length": 5}, {"x-overflow": "reject-publish"}),
-        ({"max-length": 5, "overflow": "reject-publish"}, {}),
-        ({"delayed-retry-type": "disabled"}, {}),
-        ({"queue-leader-locator": "balanced"}, {}),
-    ],
-)
-def test_policy_that_destroys_nothing_is_not_spoken_of(policy: dict[str, Any], arguments: dict[str, Any]) -> None:
-    """A length that refuses is none: what cannot be buried is held."""
-    assert not danger(dead_letters(policy, arguments))

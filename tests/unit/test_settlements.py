@@ -20,6 +20,16 @@ def test_a_run_is_one_frame() -> None:
     assert settlements.frames() == []
 
 
+def test_the_rest_is_given_back_behind_all_that_was_acknowledged() -> None:
+    """The frame that speaks for everything unsettled is the last one, and is written once."""
+    settlements = Settlements()
+    settlements.give_back_rest()
+    for tag in (1, 2, 4):
+        settlements.acknowledge(tag)
+    assert settlements.frames() == [Frame(2, multiple=True), Frame(4), Frame(0, multiple=True, back=True)]
+    assert settlements.frames() == []
+
+
 def test_a_straggler_does_not_hold_up_the_others() -> None:
     """What is done behind a gap goes out singly; when the gap closes, nothing is written twice."""
     settlements = Settlements()

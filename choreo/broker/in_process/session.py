@@ -46,8 +46,9 @@ class InProcessSession:
         self._consumers: set[InProcessConsumer] = set()
         self._publishing = Publishing(host, self.open_channel, self._rejected)
 
-    async def declare(self, topology: Topology) -> None:
+    async def declare(self, topology: Topology) -> tuple[str, ...]:
         """Declare `topology`, idempotently."""
+        older: list[str] = []
         channel = self.open_channel(_ignore)
         try:
             for exchange in topology.exchanges:
@@ -61,6 +62,7 @@ class InProcessSession:
                         raise
                     channel = self.open_channel(_ignore)
                     channel.queue_declare(queue.name, durable=True, arguments=dict(queue.before))
+                    older.append(queue.name)
             for binding in topology.bindings:
                 bind = channel.queue_bind if binding.to == "queue" else channel.exchange_bind
                 bind(binding.destination, binding.source, binding.pattern)
@@ -68,6 +70,7 @@ class InProcessSession:
             raise translate.refusal(error.code, error.text) from error
         finally:
             channel.close()
+        return tuple(older)
 
     async def remove(self, topology: Topology) -> None:
         """Delete the queues of `topology`, with all that they hold, and its exchanges."""
@@ -90,9 +93,10 @@ class InProcessSession:
         on_delivery: OnDelivery,
         hold: float | None = None,  # noqa: ARG002 - this broker waits for ever
         on_timeout: OnTimeout | None = None,  # noqa: ARG002
+        looking: bool = False,
     ) -> InProcessConsumer:
         """Subscribe to `queue` on a channel of its own."""
-        consumer = InProcessConsumer(self, queue, on_delivery)
+        consumer = InProcessConsumer(self, queue, on_delivery, nacks_rest=looking)
         try:
             consumer.start(prefetch)
         except AmqpError as error:
@@ -176,11 +180,14 @@ class InProcessSession:
 class InProcessConsumer:
     """A subscription on a channel of its own."""
 
-    def __init__(self, session: InProcessSession, queue: str, on_delivery: OnDelivery) -> None:
+    def __init__(
+        self, session: InProcessSession, queue: str, on_delivery: OnDelivery, *, nacks_rest: bool = False
+    ) -> None:
         self.queue = queue
         self._session = session
         self._on_delivery = on_delivery
         self._post = Post(self._take, session.host.latency)
+        self._nacks_rest = nacks_rest
         self._tag = ""
         self._ended = False
         self._channel = session.open_channel(self._post.put)
@@ -208,6 +215,8 @@ class InProcessConsumer:
     async def close(self) -> None:
         """Close the channel."""
         if not self._ended:
+            if self._nacks_rest:
+                self._settle(partial(self._channel.nack, 0, multiple=True, requeue=True))
             self.end()
             self._session.left(self)
             self._session.host.catch_up()

@@ -54,6 +54,11 @@ class Consuming:
         self._settlements.give_back(tag)
         self._write_soon()
 
+    def give_back_rest(self) -> None:
+        """Give everything back that is not settled, with one basic.nack, at the end of this turn of the loop."""
+        self._settlements.give_back_rest()
+        self._write_soon()
+
     async def arrived(self, _: DeliveredMessage) -> None:
         """Do nothing: what aiormq would call this with does not reach it."""
 
@@ -106,7 +111,7 @@ class Consuming:
             if self._open and (settled := self._settlements.frames()):
                 self._lane.write(
                     b"".join(
-                        frames.requeue(self._channel, each.tag)
+                        frames.requeue(self._channel, each.tag, multiple=each.multiple)
                         if each.back
                         else frames.ack(self._channel, each.tag, multiple=each.multiple)
                         for each in settled

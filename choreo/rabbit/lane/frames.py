@@ -48,9 +48,9 @@ def ack(channel: int, tag: int, *, multiple: bool) -> bytes:
     return _SETTLE.pack(METHOD, channel, 13, ACK, tag, _MULTIPLE if multiple else 0, END)
 
 
-def requeue(channel: int, tag: int) -> bytes:
-    """Return basic.nack of one delivery, which is to be delivered again."""
-    return _SETTLE.pack(METHOD, channel, 13, NACK, tag, _REQUEUE, END)
+def requeue(channel: int, tag: int, *, multiple: bool) -> bytes:
+    """Return basic.nack of what is to be delivered again."""
+    return _SETTLE.pack(METHOD, channel, 13, NACK, tag, _REQUEUE | (_MULTIPLE if multiple else 0), END)
 
 
 def publish(exchange: str, routing_key: str, *, mandatory: bool) -> bytes:
