@@ -10,7 +10,7 @@ from tests.foreign.clients import ROOT
 
 def test_the_page_names_the_versions_that_are_tried():
     page = (ROOT / "docs/embedded.md").read_text()
-    table = page[page.index("| client |") : page.index("## What it does otherwise")]
+    table = page[page.index("| client |") : page.index("## Differences from")]
     named = re.findall(r"([A-Za-z][\w-]+) (\d+(?:\.\d+)+)", table.partition("|---|")[2])
     pinned = dict(re.findall(r"^([\w-]+)==(\S+)", (ROOT / "requirements/bench.txt").read_text(), re.MULTILINE))
     lock = json.loads((ROOT / "requirements/node/package-lock.json").read_text())
