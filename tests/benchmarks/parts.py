@@ -15,10 +15,9 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from choreo import Agent, Event
-from choreo.amqp import decode, encode
+from choreo.amqp import decode, encode, frames
 from choreo.envelope import open_envelope, seal
 from choreo.observe import logs
-from choreo.rabbit.lane import frames
 from choreo.rabbit.lane.consuming import Consuming
 from choreo.rabbit.lane.protocol import Lane, _Splitter
 from choreo.runtime.arrivals import Arrivals
@@ -106,8 +105,8 @@ async def _measure() -> list[tuple[str, float]]:
     place = encode.short(exchange) + encode.short(topic)
     wire = bytearray()
     for tag, each in enumerate(messages, 1):
-        wire += frames.method(1, prefix + frames.TAG.pack(tag, 0) + place)
-        wire += b"".join(frames.content(1, encode.properties(each, each.message_id), each.body, _FRAME_MAX))
+        wire += frames.frame(frames.METHOD, 1, prefix + frames.TAG.pack(tag, 0) + place)
+        wire += frames.content(1, encode.properties(each, each.message_id), each.body, _FRAME_MAX)
     data = bytes(wire)
 
     lane, kept = Lane(0), _Kept()

@@ -16,9 +16,9 @@ from pamqp import body as content_body
 from pamqp import commands, frame, header, heartbeat
 from yarl import URL
 
+from choreo.amqp import frames
 from choreo.message import Message
 from choreo.rabbit.consumer import RabbitConsumer
-from choreo.rabbit.lane import frames
 from choreo.rabbit.lane.consuming import Consuming
 from choreo.rabbit.lane.protocol import Lane, _Splitter
 from choreo.rabbit.lane.publishing import Publishing

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands
 
-from choreo.amqp import decode, encode
+from choreo.amqp import decode, encode, frames
 from choreo.broker.server import wire
 from choreo.broker.server.properties import RawProperties
 
@@ -137,11 +137,11 @@ def test_tables_and_lists_are_as_deep_as_they_like(kind: bytes):
 @given(st.text(max_size=60), st.text(max_size=60), st.booleans(), st.booleans())
 def test_a_publish_is_read_as_it_was_written(exchange: str, key: str, mandatory: bool, immediate: bool):
     names = encode.short(exchange) + encode.short(key)
-    payload = wire.PUBLISH + b"\0\0" + names + bytes((mandatory | immediate << 1,))
-    assert wire.publication(payload) == (exchange, key, mandatory, immediate)
+    payload = frames.NUMBER.pack(frames.PUBLISH) + b"\0\0" + names + bytes((mandatory | immediate << 1,))
+    assert frames.publication(payload) == (exchange, key, mandatory, immediate)
     for wrong in (payload[:-1], payload + b"\0", payload[:6]):
         with pytest.raises(ValueError, match="publish"):
-            wire.publication(wrong)
+            frames.publication(wrong)
 
 
 def test_bytes_are_shown_as_rabbitmq_shows_them():

@@ -8,12 +8,17 @@ from typing import Final, NamedTuple, Protocol, cast
 
 from pamqp import base, commands
 
+from choreo.amqp import frames
 from choreo.broker.core import Ack, AmqpError, Cancelled, Connection, Consuming, Deliver, Nack, Returned, Sent
 from choreo.broker.server import wire
 from choreo.broker.server.methods import ANSWERS
 from choreo.broker.server.properties import RawProperties
 
-_OPEN_OK: Final = wire.method(0, commands.Channel.OpenOk())[wire.FRAME.size : -1]
+_PUBLISH: Final = frames.NUMBER.pack(frames.PUBLISH)
+_ACK: Final = frames.NUMBER.pack(frames.ACK)
+_REJECT: Final = frames.NUMBER.pack(frames.REJECT)
+_NACK: Final = frames.NUMBER.pack(frames.NACK)
+_OPEN_OK: Final = wire.method(0, commands.Channel.OpenOk())[frames.FRAME.size : -1]
 
 
 class Client(Protocol):
@@ -54,7 +59,7 @@ class Served:
         self.closing = False
         self._client = client
         self._write = write = client.write
-        self._room = client.frame_max - wire.OVERHEAD
+        self._frame_max = client.frame_max
         self._core = connection.open_channel(number, self._send)
         self._pending: Publication | None = None
         self._properties: RawProperties | None = None
@@ -62,13 +67,13 @@ class Served:
         self._left = 0  # bytes of the body that are still to come
         self._first = self._last = 0  # the publishes that are confirmed, but not yet to the client
         self._quiet = False  # the consumer under way wants no answer
-        write(wire.frame(wire.METHOD, number, _OPEN_OK))
+        write(frames.frame(frames.METHOD, number, _OPEN_OK))
 
     # -- from the client ------------------------------------------------------------------------------------------
 
     def frame(self, kind: int, payload: bytes) -> None:
         """Take one frame."""
-        if kind == wire.METHOD:
+        if kind == frames.METHOD:
             if self._pending is not None:
                 what = "header" if self._properties is None else "body"
                 raise self._unexpected(f"expected content {what}{self._of_class}, got non content {what} frame instead")
@@ -86,15 +91,15 @@ class Served:
 
     def _method(self, payload: bytes) -> None:
         number = payload[:4]
-        if number == wire.PUBLISH:
+        if number == _PUBLISH:
             self._publish(payload)
-        elif number == wire.ACK:
+        elif number == _ACK:
             tag, flags = _settlement(payload)
             self._core.ack(tag, multiple=bool(flags))
-        elif number == wire.NACK:
+        elif number == _NACK:
             tag, flags = _settlement(payload)
-            self._core.nack(tag, multiple=bool(flags & 1), requeue=bool(flags & 2))
-        elif number == wire.REJECT:
+            self._core.nack(tag, multiple=bool(flags & frames.MULTIPLE), requeue=bool(flags & frames.REQUEUE))
+        elif number == _REJECT:
             tag, flags = _settlement(payload)
             self._core.reject(tag, requeue=bool(flags))
         else:
@@ -147,13 +152,13 @@ class Served:
             return
         start = wire.get_ok(got.delivery_tag, got.exchange, got.routing_key, got.messages, redelivered=got.redelivered)
         raw = cast("RawProperties", got.properties).raw
-        self._answer(wire.content(self.number, start, raw, got.body, self._room))
+        self._answer(frames.message(self.number, start, raw, got.body, self._frame_max))
 
     # -- a message on its way -------------------------------------------------------------------------------------
 
     def _publish(self, payload: bytes) -> None:
         try:
-            exchange, key, mandatory, immediate = wire.publication(payload)
+            exchange, key, mandatory, immediate = frames.publication(payload)
         except ValueError:
             raise undecodable(payload) from None
         if immediate:
@@ -161,15 +166,15 @@ class Served:
         self._pending = Publication(exchange, key, mandatory)
 
     def _header(self, kind: int, payload: bytes) -> None:
-        if kind != wire.HEADER:
+        if kind != frames.HEADER:
             raise self._unexpected("expected content header for class 60, got non content header frame instead")
         if len(payload) < 14:
             raise AmqpError(501, f"type {kind}, {wire.snippet(payload)}: unknown_frame")
-        class_id, _, size = wire.CONTENT.unpack_from(payload)
+        class_id, _, size = frames.CONTENT.unpack_from(payload)
         if class_id != 60:
             raise self._unexpected(f"expected content header for class 60, got one for class {class_id} instead")
         try:
-            self._properties = RawProperties(payload[wire.CONTENT.size :])
+            self._properties = RawProperties(payload[frames.CONTENT.size :])
         except ValueError:
             raise AmqpError(541, "the properties of the message cannot be decoded", (60, 40)) from None
         if size > self._client.limit:  # the core would say so, but only when all of it is here
@@ -181,7 +186,7 @@ class Served:
             self._complete(b"")
 
     def _body(self, kind: int, payload: bytes) -> None:
-        if kind != wire.BODY:
+        if kind != frames.BODY:
             raise self._unexpected("expected content body, got non content body frame instead")
         self._left -= len(payload)
         if self._left < 0:
@@ -213,7 +218,7 @@ class Served:
             case Deliver(tag, number, redelivered, exchange, key, properties, body):
                 start = wire.deliver(tag, number, exchange, key, redelivered=redelivered)
                 raw = cast("RawProperties", properties).raw
-                self._write(wire.content(self.number, start, raw, body, self._room))
+                self._write(frames.message(self.number, start, raw, body, self._frame_max))
             case Ack(tag):
                 if not self._last:
                     self._first = tag
@@ -221,11 +226,11 @@ class Served:
                 self._last = tag
             case Nack(tag):
                 self.flush()
-                self._write(wire.refuse(self.number, tag))
+                self._write(frames.nack(self.number, tag, multiple=False, requeue=False))
             case Returned(code, text, exchange, key, properties, body):
                 start = wire.returned(code, text, exchange, key)
                 raw = cast("RawProperties", properties).raw
-                self._write(wire.content(self.number, start, raw, body, self._room))
+                self._write(frames.message(self.number, start, raw, body, self._frame_max))
             case Consuming(tag):
                 if not self._quiet:
                     self._write(wire.method(self.number, commands.Basic.ConsumeOk(tag)))
@@ -240,7 +245,7 @@ class Served:
     def flush(self) -> None:
         """Write the confirms that are due, as one: the core confirms in the order of the publishes."""
         if self._last:
-            self._write(wire.confirm(self.number, self._last, multiple=self._last > self._first))
+            self._write(frames.ack(self.number, self._last, multiple=self._last > self._first))
             self._last = 0
 
     def refuse(self, error: AmqpError) -> None:
@@ -261,10 +266,11 @@ class Served:
 def decoded(payload: bytes) -> base.Frame:
     """Return a method. Raises AmqpError 501 for what is none, 540 for a method that nobody knows."""
     if len(payload) < 4:
-        raise AmqpError(501, f"type {wire.METHOD}, {wire.snippet(payload)}: unknown_frame")
-    class_id, method_id = wire.NUMBER.unpack_from(payload)
-    known = commands.INDEX_MAPPING.get(class_id << 16 | method_id)
+        raise AmqpError(501, f"type {frames.METHOD}, {wire.snippet(payload)}: unknown_frame")
+    (number,) = frames.NUMBER.unpack_from(payload)
+    known = commands.INDEX_MAPPING.get(number)
     if known is None:
+        class_id, method_id = divmod(number, 1 << 16)
         raise AmqpError(540, f"unknown method {{{class_id},{method_id}}}", (class_id, method_id))
     try:
         value: base.Frame = known()
@@ -285,14 +291,14 @@ def _require_numbers(value: object) -> None:
 
 def undecodable(payload: bytes) -> AmqpError:
     """Return the error for a method whose fields are not what they should be."""
-    class_id, method_id = wire.NUMBER.unpack_from(payload)
-    return AmqpError(501, f"cannot decode {wire.words(payload[4:])}", (class_id, method_id))
+    (number,) = frames.NUMBER.unpack_from(payload)
+    return AmqpError(501, f"cannot decode {wire.words(payload[4:])}", divmod(number, 1 << 16))
 
 
 def _settlement(payload: bytes) -> tuple[int, int]:
     if len(payload) != 13:
         raise undecodable(payload)
-    tag, flags = wire.SETTLE.unpack_from(payload, 4)
+    tag, flags = frames.TAG.unpack_from(payload, 4)
     return tag, flags
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from pamqp import base, commands
 
 from choreo import forks
+from choreo.amqp import frames
 from choreo.broker.core import AmqpError, Connection
 from choreo.broker.server import handshake, wire
 from choreo.broker.server.channel import Served, decoded
@@ -27,9 +28,9 @@ _PILE: Final = 16 * 1024 * 1024
 _FAREWELL: Final = 5.0  # seconds for a client to answer connection.close
 _LEAVING: Final = 30.0  # seconds, or one heartbeat if that is less, for a client to go that said connection.close
 _CLOSE_OK: Final = wire.method(0, commands.Connection.CloseOk())
-_CHANNEL_OPEN: Final = wire.NUMBER.pack(20, 10)
-_CHANNEL_CLOSE: Final = wire.NUMBER.pack(20, 40)
-_CHANNEL_CLOSE_OK: Final = wire.NUMBER.pack(20, 41)
+_CHANNEL_OPEN: Final = frames.NUMBER.pack(frames.CHANNEL_OPEN)
+_CHANNEL_CLOSE: Final = frames.NUMBER.pack(frames.CHANNEL_CLOSE)
+_CHANNEL_CLOSE_OK: Final = frames.NUMBER.pack(frames.CHANNEL_CLOSE_OK)
 _OF_CHANNELS: Final = (_CHANNEL_CLOSE, _CHANNEL_CLOSE_OK)
 
 _logger = get_logger()
@@ -134,20 +135,20 @@ class Client(asyncio.Protocol):
         """Work off the frames in `data`; return where the first one begins that is not whole."""
         at, size = 0, len(data)
         if self._state is State.GREETING:
-            if size < 8 and wire.GREETING.startswith(data[:4]):
+            if size < 8 and frames.GREETING.startswith(data[:4]):
                 return 0
             self._greet(data[:8])
             at = 8
-        while size - at >= wire.FRAME.size and self._state is not State.CLOSED:
-            kind, number, length = wire.FRAME.unpack_from(data, at)
-            end = at + wire.FRAME.size + length
+        while size - at >= frames.FRAME.size and self._state is not State.CLOSED:
+            kind, number, length = frames.FRAME.unpack_from(data, at)
+            end = at + frames.FRAME.size + length
             if length > self.frame_max:  # RabbitMQ, too, lets a client forget the eight bytes around the payload
-                room = self.frame_max - wire.OVERHEAD
+                room = self.frame_max - frames.OVERHEAD
                 raise handshake.bad_frame(kind, b"", f"{{frame_too_large,{length},{room}}}")
             if end >= size:
                 break
-            payload = data[at + wire.FRAME.size : end]
-            if data[end] != wire.END:
+            payload = data[at + frames.FRAME.size : end]
+            if data[end] != frames.END:
                 raise handshake.bad_frame(kind, payload, f"{{invalid_frame_end_marker,{data[end]}}}")
             at = end + 1
             self._frame(kind, number, payload)
@@ -156,10 +157,10 @@ class Client(asyncio.Protocol):
     def _frame(self, kind: int, number: int, payload: bytes) -> None:
         if number:
             channel = self._channels.get(number)
-            if channel is None or channel.closing or (kind == wire.METHOD and payload[:4] in _OF_CHANNELS):
+            if channel is None or channel.closing or (kind == frames.METHOD and payload[:4] in _OF_CHANNELS):
                 self._about_channel(kind, number, payload, channel)
                 return
-            if kind > wire.BODY:
+            if kind > frames.BODY:
                 raise handshake.unexpected(kind, payload)
             try:
                 channel.frame(kind, payload)
@@ -167,17 +168,17 @@ class Client(asyncio.Protocol):
                 if error.closes_connection:
                     raise
                 channel.refuse(error)
-        elif kind == wire.METHOD:
+        elif kind == frames.METHOD:
             self._method(decoded(payload))
-        elif kind != wire.HEARTBEAT and self._state not in _ENDING:
+        elif kind != frames.HEARTBEAT and self._state not in _ENDING:
             raise handshake.unexpected(kind, payload)
 
     def _about_channel(self, kind: int, number: int, payload: bytes, channel: Served | None) -> None:
         """Take a frame that opens or ends a channel, or comes when there is none."""
-        start = payload[:4] if kind == wire.METHOD else b""
+        start = payload[:4] if kind == frames.METHOD else b""
         if self._state in _ENDING:
             return
-        if self._state is not State.RUNNING or kind not in (wire.METHOD, wire.HEADER, wire.BODY):
+        if self._state is not State.RUNNING or kind not in (frames.METHOD, frames.HEADER, frames.BODY):
             raise handshake.unexpected(kind, payload)
         assert self._connection is not None
         if channel is None:
@@ -243,9 +244,9 @@ class Client(asyncio.Protocol):
             raise
 
     def _greet(self, header: bytes) -> None:
-        if header != wire.GREETING:
+        if header != frames.GREETING:
             # The version that is spoken here, and the end: AMQP 0-9-1 section 4.2.2.
-            self._transport.write(wire.GREETING)
+            self._transport.write(frames.GREETING)
             self.end()
             return
         self._state = State.STARTING
@@ -371,6 +372,6 @@ class Client(asyncio.Protocol):
             self.abort()  # it would not read what is still to be written
             return
         if self._written == self._seen:
-            self._put(wire.BEAT)
+            self._put(frames.BEAT)
         self._seen, self._read = self._written, read
         self._after(self._heartbeat / 2, self._look)

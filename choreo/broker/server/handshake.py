@@ -7,6 +7,7 @@ from typing import Final
 
 from pamqp import commands, decode
 
+from choreo.amqp import frames
 from choreo.broker.core import AmqpError
 from choreo.broker.server import wire
 
@@ -102,11 +103,11 @@ def bad_frame(kind: int, payload: bytes, why: str) -> AmqpError:
 
 def unexpected(kind: int, payload: bytes) -> AmqpError:
     """Return the error for a frame that has no place here."""
-    if kind not in (wire.METHOD, wire.HEADER, wire.BODY, wire.HEARTBEAT):
+    if kind not in (frames.METHOD, frames.HEADER, frames.BODY, frames.HEARTBEAT):
         return bad_frame(kind, payload, "unknown_frame")
     return AmqpError(505, f"type {kind}, {wire.snippet(payload)}")
 
 
 def named(start: bytes) -> tuple[int, int]:
     """Return class and method of a method's first bytes, which may be none."""
-    return wire.NUMBER.unpack(start) if len(start) == wire.NUMBER.size else (0, 0)
+    return divmod(int.from_bytes(start), 1 << 16) if len(start) == frames.NUMBER.size else (0, 0)

@@ -8,8 +8,7 @@ from typing import Final
 
 from aiormq.abc import DeliveredMessage
 
-from choreo.amqp import decode
-from choreo.rabbit.lane import frames
+from choreo.amqp import decode, frames
 from choreo.rabbit.lane.protocol import Lane
 from choreo.rabbit.settlements import Settlements
 from choreo.transport import Consumer, Delivery, OnDelivery
@@ -111,7 +110,7 @@ class Consuming:
             if self._open and (settled := self._settlements.frames()):
                 self._lane.write(
                     b"".join(
-                        frames.requeue(self._channel, each.tag, multiple=each.multiple)
+                        frames.nack(self._channel, each.tag, multiple=each.multiple, requeue=True)
                         if each.back
                         else frames.ack(self._channel, each.tag, multiple=each.multiple)
                         for each in settled

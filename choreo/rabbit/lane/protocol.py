@@ -16,8 +16,7 @@ from yarl import URL
 
 from choreo import forks
 from choreo.amqp.decode import short
-from choreo.errors import ConfigurationError
-from choreo.rabbit.lane.frames import (
+from choreo.amqp.frames import (
     BEAT,
     BODY,
     CHANNEL_CLOSE,
@@ -25,7 +24,7 @@ from choreo.rabbit.lane.frames import (
     CONNECTION_BLOCKED,
     CONNECTION_CLOSE,
     CONNECTION_UNBLOCKED,
-    CONTENT,
+    CONTENT_FRAME,
     DELIVER,
     END,
     FRAME,
@@ -36,6 +35,7 @@ from choreo.rabbit.lane.frames import (
     OVERHEAD,
     RETURN,
 )
+from choreo.errors import ConfigurationError
 
 _BEAT_EVERY: Final = 1.0  # seconds
 _LOOKS: Final = 4  # in a row without a byte, half a heartbeat apart: two heartbeats of the broker have not come
@@ -222,8 +222,8 @@ class _Splitter(asyncio.StreamReaderProtocol):
             if number not in (DELIVER, RETURN):
                 return behind if self._method(owner, number, channel, payload) else None
             # Method, header and body mostly arrive together, the body in one piece.
-            if len(data) - behind > CONTENT.size:
-                kind, its, size, _, _, length = CONTENT.unpack_from(data, behind)
+            if len(data) - behind > CONTENT_FRAME.size:
+                kind, its, size, _, _, length = CONTENT_FRAME.unpack_from(data, behind)
                 body = behind + size + OVERHEAD
                 after: int = body + length + OVERHEAD
                 if (
@@ -234,7 +234,7 @@ class _Splitter(asyncio.StreamReaderProtocol):
                     and FRAME.unpack_from(data, body) == (BODY, channel, length)
                     and data[body - 1] == data[after - 1] == END
                 ):
-                    owner.content(payload, data[behind + CONTENT.size : body - 1], data[body + 7 : after - 1])
+                    owner.content(payload, data[behind + CONTENT_FRAME.size : body - 1], data[body + 7 : after - 1])
                     return after
             self._begun[channel] = _Content(payload)
             return behind
@@ -299,8 +299,8 @@ class _Content:
     def add(self, kind: int, data: bytes, position: int, behind: int) -> bool:
         """Add a frame; whether it was the last."""
         if kind == HEADER:
-            self._length = CONTENT.unpack_from(data, position)[5]
-            self.properties = data[position + CONTENT.size : behind - 1]
+            self._length = CONTENT_FRAME.unpack_from(data, position)[5]
+            self.properties = data[position + CONTENT_FRAME.size : behind - 1]
         else:
             self.body += data[position + 7 : behind - 1]
         return len(self.body) >= self._length

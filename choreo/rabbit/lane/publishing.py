@@ -17,10 +17,9 @@ from typing import Final
 
 from aiormq.abc import AbstractChannel
 
-from choreo.amqp import decode, encode, rewrite
+from choreo.amqp import decode, encode, frames, rewrite
 from choreo.envelope import new_id
 from choreo.message import Message
-from choreo.rabbit.lane import frames
 from choreo.rabbit.lane.deadlines import Deadlines
 from choreo.rabbit.lane.protocol import Lane
 from choreo.transport import Confirmed, Publication, Refused, Unknown, nacked
@@ -29,7 +28,7 @@ _CONFIRMED: Final = Confirmed()
 _MOST_AT_ONCE: Final = 1 << 20  # bytes written in one turn of the loop
 _MAX_TEMPLATES: Final = 4096
 _USUAL_FRAME_MAX: Final = 131_072  # bytes
-_HEADER_OVERHEAD: Final = frames.CONTENT.size + 1
+_HEADER_OVERHEAD: Final = frames.CONTENT_FRAME.size + 1
 _ACCESS_REFUSED: Final = 403
 _NOT_FOUND: Final = 404
 _PRECONDITION_FAILED: Final = 406
@@ -187,7 +186,8 @@ class Publishing:
         if method is None:
             if len(self._templates) >= _MAX_TEMPLATES:
                 self._templates.clear()
-            method = frames.method(self._number, frames.publish(each.exchange, each.routing_key, mandatory=mandatory))
+            payload = frames.publish(each.exchange, each.routing_key, mandatory=mandatory)
+            method = frames.frame(frames.METHOD, self._number, payload)
             self._templates[key] = method
         if message.raw is not None:
             properties = rewrite.properties(message)
@@ -196,7 +196,7 @@ class Publishing:
         over = len(properties) + _HEADER_OVERHEAD - self._frame_max
         if over > 0:
             raise encode.TooLongError(len(properties), self._frame_max, over)
-        return b"".join((method, *frames.content(self._number, properties, message.body, self._frame_max)))
+        return method + frames.content(self._number, properties, message.body, self._frame_max)
 
     def _new_deadlines(self, timeout: float) -> Deadlines[_Publish]:
         self._deadlines = {each.timeout: each for each in self._deadlines.values() if each.running}
