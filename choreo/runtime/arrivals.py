@@ -41,7 +41,8 @@ class Arrivals(Generic[T]):
     def put(self, each: T) -> None:
         """Add `each`."""
         self._arrived.append(each)
-        self._wake()
+        if not self._woken:
+            self._wake()
 
     def seat(self) -> Seat[T]:
         """Return what a task of the pool takes with; it asks for it when it begins."""
@@ -132,12 +133,16 @@ class Seat(Generic[T]):
         return None
 
     def take_now(self) -> T | None:
-        """Return the next one, if there is one and a free place: for a task that has just ended with another."""
-        self.leave()
+        """Return the next one, if there is one and a free place: for a task that has just ended with another.
+
+        It keeps its place for it: to give it away would wake another task, which finds none.
+        """
         pool = self._arrivals
-        if pool._closed or not pool._arrived or pool._free < 1:
+        free = pool._free + self._busy
+        if pool._closed or not pool._arrived or free < 1:
+            self.leave()
             return None
-        pool._free -= 1
+        pool._free = free - 1
         self._busy = True
         if not pool._taken:
             asyncio.get_running_loop().call_soon(pool._has_turned)

@@ -97,9 +97,14 @@ def begin(
     try:
         awaited = work.send(None)
     except StopIteration as end:
-        if isinstance(end.value, AsyncIterable):
-            return _within(reaction, unfolded(end.value))
-        return listed(end.value)
+        # Most give nothing or one event: whether it is an async generator is asked of all else.
+        if (result := end.value) is None:
+            return []
+        if type(result) in reaction.emits:
+            return [result]
+        if isinstance(result, AsyncIterable):
+            return _within(reaction, unfolded(result))
+        return listed(result)
     return _within(reaction, _rest(work, awaited))
 
 

@@ -71,17 +71,20 @@ class _Subscription:
         self._consumer.acknowledge(delivery)
         self._settled(delivery)
         if self._overdue.any:
-            newest: Delivery = delivery
-            for copy in self._overdue.ended(delivery):
-                newest = copy
-                if is_sure(copy):
-                    copy.consumer.acknowledge(copy)
-                elif isinstance(copy.consumer, _Subscription) and copy.consumer.ended is None:
-                    self._on_delivery(copy)  # it may be another message with the same text
-                else:
-                    copy.consumer.requeue(copy)
-            if isinstance(newest.consumer, _Subscription) and newest.consumer.ended is not None:
-                self._overdue.expect(newest)  # the broker has taken it back, and nothing said here reaches it
+            self._acknowledge_copies(delivery)
+
+    def _acknowledge_copies(self, delivery: Delivery) -> None:
+        newest: Delivery = delivery
+        for copy in self._overdue.ended(delivery):
+            newest = copy
+            if is_sure(copy):
+                copy.consumer.acknowledge(copy)
+            elif isinstance(copy.consumer, _Subscription) and copy.consumer.ended is None:
+                self._on_delivery(copy)  # it may be another message with the same text
+            else:
+                copy.consumer.requeue(copy)
+        if isinstance(newest.consumer, _Subscription) and newest.consumer.ended is not None:
+            self._overdue.expect(newest)  # the broker has taken it back, and nothing said here reaches it
 
     def requeue(self, delivery: Delivery) -> None:
         assert self._consumer is not None
@@ -109,16 +112,22 @@ class _Subscription:
     def _arrived(self, delivery: Delivery) -> None:
         self._consumer, delivery.consumer = delivery.consumer, self  # the first one may come before `consume` returns
         self.arrivals += 1
-        if delivery.redelivered and self._overdue.is_done(delivery):
+        if delivery.redelivered:
+            self._came_back(delivery)
+        else:
+            self.hand_on(delivery)
+        self.heard.set()
+
+    def _came_back(self, delivery: Delivery) -> None:
+        if self._overdue.is_done(delivery):
             delivery.consumer.acknowledge(delivery)
-        elif delivery.redelivered and self._overdue.wait(delivery):
+        elif self._overdue.wait(delivery):
             self._hold(delivery)
-        elif delivery.redelivered and came_back(delivery) >= SUSPECT:
+        elif came_back(delivery) >= SUSPECT:
             self.suspects.append(delivery)
             self.suspected.set()
         else:
             self.hand_on(delivery)
-        self.heard.set()
 
     def _hold(self, delivery: Delivery) -> None:
         if not self.held:

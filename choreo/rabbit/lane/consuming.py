@@ -46,12 +46,14 @@ class Consuming:
     def acknowledge(self, tag: int) -> None:
         """Acknowledge, at the end of this turn of the loop. Nothing happens on a channel that is closed."""
         self._settlements.acknowledge(tag)
-        self._write_soon()
+        if not self._writing:
+            self._write_soon()
 
     def give_back(self, tag: int) -> None:
         """Give back with basic.nack, at the end of this turn of the loop."""
         self._settlements.give_back(tag)
-        self._write_soon()
+        if not self._writing:
+            self._write_soon()
 
     def give_back_rest(self) -> None:
         """Give everything back that is not settled, with one basic.nack, at the end of this turn of the loop."""
@@ -100,9 +102,8 @@ class Consuming:
         return self._places.setdefault(place, (exchange, decode.short(place, behind)[0]))
 
     def _write_soon(self) -> None:
-        if not self._writing:
-            self._writing = True
-            self._soon(self._write)
+        self._writing = True
+        self._soon(self._write)
 
     def _write(self) -> None:
         self._writing = False
