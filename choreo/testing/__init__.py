@@ -41,13 +41,28 @@ _ROOMS = {
     "rehearse": "testing.explore",
 }
 
-__all__ = sorted(_ROOMS)  # noqa: PLE0605
+__all__ = [
+    "Attempt",
+    "Emission",
+    "Exploration",
+    "FaultUnused",
+    "Faults",
+    "Hop",
+    "NotSettled",
+    "NothingLeft",
+    "Point",
+    "Rehearsal",
+    "ScheduleFailed",
+    "VirtualLoop",
+    "rehearse",
+]
 
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one that is found here
 
-def __getattr__(name: str) -> object:
-    if name not in _ROOMS:
-        raise AttributeError(f"module 'choreo.testing' has no attribute {name!r}")
-    return getattr(import_module(f"choreo.{_ROOMS[name]}"), name)
+    def __getattr__(name: str) -> object:
+        if name not in _ROOMS:
+            raise AttributeError(f"module 'choreo.testing' has no attribute {name!r}")
+        return getattr(import_module(f"choreo.{_ROOMS[name]}"), name)
 
 
 def __dir__() -> list[str]:

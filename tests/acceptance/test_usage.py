@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,3 +127,10 @@ def test_a_module_that_exits_is_no_success(choreo: Run, project: Path, command: 
     assert done.returncode == 78, done.stderr
     message = "agents.greeter ends the program when it is imported, at agents/greeter.py, line 2 (SystemExit: 0)"
     assert message in done.stderr
+
+
+def test_to_import_choreo_imports_none_of_its_rooms() -> None:
+    """`choreo --help` starts with as little as ever: a name costs nothing until it is asked for."""
+    program = "import sys, choreo; print(sorted(each for each in sys.modules if each.startswith('choreo.')))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
