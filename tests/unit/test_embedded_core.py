@@ -115,7 +115,7 @@ def test_a_deleted_queue_tells_its_consumers(channel: Channel, sent: list[Sent])
 def test_the_broker_makes_names(channel: Channel) -> None:
     assert channel.queue_declare(exclusive=True) == QueueOk("amq.gen-n0", 0, 0)
     assert channel.consume("") == "amq.ctag-n1"
-    assert channel.broker.queues() == [QueueOk("amq.gen-n0", 0, 1)]
+    assert channel.host.queues() == [QueueOk("amq.gen-n0", 0, 1)]
 
 
 def test_a_soft_error_ends_the_channel(broker: Broker, connection: Connection, channel: Channel) -> None:
@@ -141,7 +141,7 @@ def test_a_hard_error_ends_the_connection(connection: Connection, channel: Chann
     assert (error.value.method, error.value.closes_connection) == ((60, 10), True)
     assert not channel.open
     assert not other.open
-    assert connection.broker.queues() == []
+    assert connection.host.queues() == []
 
 
 def test_a_closed_channel_knows_no_method(connection: Connection, channel: Channel) -> None:
@@ -204,15 +204,15 @@ def test_routes_are_found_anew_when_something_changes(channel: Channel, change: 
     channel.queue_bind("c", "y", "#")
 
     def there() -> dict[str, int]:
-        for each in channel.broker.queues():
+        for each in channel.host.queues():
             channel.queue_purge(each.queue)
         channel.publish("x", "k", PLAIN, b"")
-        return {each.queue: each.messages for each in channel.broker.queues()}
+        return {each.queue: each.messages for each in channel.host.queues()}
 
     assert there() == there() == {"a": 1, "b": 1, "c": 0}
     change(channel)
     remembered = there()
-    channel.broker._routes.clear()
+    channel.host._routes.clear()
     assert there() == remembered
 
 

@@ -6,7 +6,13 @@ front of it: one speaks AMQP on a socket, one is in the same process. `docs/embe
 """
 
 from choreo.broker.core.broker import Broker
-from choreo.broker.core.changes import (
+from choreo.broker.core.channel import Channel
+from choreo.broker.core.connection import Connection
+from choreo.broker.core.exchanges import Binding
+from choreo.broker.core.failure import AmqpError
+from choreo.broker.core.message import BasicProperties, Death, Message, Properties
+from choreo.broker.core.outbound import Ack, Cancelled, Consuming, Deliver, Got, Nack, QueueOk, Returned, Sent, Sink
+from choreo.broker.core.persistence import (
     Bound,
     Change,
     Counted,
@@ -18,12 +24,6 @@ from choreo.broker.core.changes import (
     Stored,
     Unbound,
 )
-from choreo.broker.core.channel import Channel
-from choreo.broker.core.connection import Connection
-from choreo.broker.core.exchanges import Binding
-from choreo.broker.core.failure import AmqpError
-from choreo.broker.core.message import BasicProperties, Death, Message, Properties
-from choreo.broker.core.sent import Ack, Cancelled, Consuming, Deliver, Got, Nack, QueueOk, Returned, Sent, Sink
 
 __all__ = [
     "Ack",

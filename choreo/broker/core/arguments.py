@@ -6,12 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
-from choreo.broker.core.exchanges import field_type
-from choreo.broker.core.failure import AmqpError
+from choreo.broker.core.failure import AmqpError, field_type
+from choreo.broker.core.message import LONGEST
 
 QueueType = Literal["classic", "quorum", "stream"]
 
-_LONGEST: Final = 315_360_000_000  # milliseconds: ten years
 _AGE: Final = re.compile(r"([1-9][0-9]*)([YMDhms])")
 _UNITS: Final = {"Y": 365 * 86400, "M": 30 * 86400, "D": 86400, "h": 3600, "m": 60, "s": 1}
 _COMMON: Final = (
@@ -180,7 +179,7 @@ def _natural(value: Any, arguments: Mapping[str, Any]) -> str:
 
 
 def _duration(value: Any, arguments: Mapping[str, Any]) -> str:
-    return _natural(value, arguments) or (f"{{value_too_large,{value}}}" if value > _LONGEST else "")
+    return _natural(value, arguments) or (f"{{value_too_large,{value}}}" if value > LONGEST else "")
 
 
 def _expires(value: Any, arguments: Mapping[str, Any]) -> str:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from choreo.broker.core.channel import Channel
-from choreo.broker.core.consumers import Consumer
 from choreo.broker.core.failure import AmqpError
-from choreo.broker.core.sent import Sink
-
-if TYPE_CHECKING:
-    from choreo.broker.core.broker import Broker
+from choreo.broker.core.outbound import Sink
+from choreo.broker.core.queues import Consumer
+from choreo.broker.core.virtual_host import VirtualHost
 
 
 class Connection:
     """A connection of `user`, made by `Broker.connect`. `full`: its consumers get nothing until `go_on`."""
 
-    def __init__(self, broker: Broker, user: str) -> None:
-        self.broker = broker
+    def __init__(self, host: VirtualHost, user: str, closed: Callable[[Connection], None]) -> None:
+        self.host = host
         self.user = user
         self.channels: dict[int, Channel] = {}
         self.full = False
+        self._closed = closed
         self._first = 0  # the consumer that is served first when it goes on
 
     def open_channel(self, number: int, sink: Sink) -> Channel:
@@ -30,8 +29,12 @@ class Connection:
         """
         if number in self.channels:
             raise AmqpError(504, "second 'channel.open' seen", (20, 10))
-        channel = self.channels[number] = Channel(self, number, sink)
+        channel = self.channels[number] = Channel(self.host, self, number, sink)
         return channel
+
+    def left(self, channel: Channel) -> None:
+        """Forget a channel that is closed."""
+        del self.channels[channel.number]
 
     def hold(self) -> None:
         """Deliver nothing more: the client does not take what it was sent. Its consumers miss their turn meanwhile."""
@@ -53,7 +56,7 @@ class Connection:
         for consumer in consumers[first:] + consumers[:first]:
             consumer.queue.unpark(consumer)
             consumer.queue.dispatch()
-        self.broker.catch_up()
+        self.host.catch_up()
 
     def _consumers(self) -> list[Consumer]:
         return [consumer for channel in self.channels.values() for consumer in channel.consumers.values()]
@@ -62,4 +65,4 @@ class Connection:
         """End all channels, then delete the exclusive queues. May be called twice."""
         for channel in list(self.channels.values()):
             channel.close()
-        self.broker.disconnect(self)
+        self._closed(self)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from choreo.broker.core.lines import Entry
 from choreo.broker.core.message import Death, Message, Properties
+from choreo.broker.core.ready_messages import Entry
 
 
 def buried(entry: Entry, reason: str, queue: str, exchange: str, key: str | None, now: float) -> Message:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any, Literal, NamedTuple
 
-from choreo.broker.core.failure import AmqpError
+from choreo.broker.core.failure import AmqpError, field_type
 from choreo.broker.core.message import Message
 
 _MOST_HASHES = 2
@@ -206,15 +206,6 @@ _TYPES = {
     "x-local-random": LocalRandomExchange,
     "x-modulus-hash": ModulusHashExchange,
 }
-
-
-def field_type(value: object) -> str:
-    """Return what AMQP calls the type of a value, as clients write it that do not choose the smallest number."""
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        return "signedint" if -(2**31) <= value < 2**31 else "long"
-    return {float: "double", dict: "table", list: "array", type(None): "void"}.get(type(value), "longstr")
 
 
 def _words(key: str) -> list[str]:

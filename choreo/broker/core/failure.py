@@ -45,3 +45,12 @@ class AmqpError(ChoreoError):
     def closes_connection(self) -> bool:
         """Whether the whole connection ends, and not only the channel."""
         return self.code >= 500 or self.code == 320
+
+
+def field_type(value: object) -> str:
+    """Return what AMQP calls the type of a value, as clients write it that do not choose the smallest number."""
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "signedint" if -(2**31) <= value < 2**31 else "long"
+    return {float: "double", dict: "table", list: "array", type(None): "void"}.get(type(value), "longstr")

@@ -1,22 +1,134 @@
-"""Classic and quorum queues: who gets which message, and what becomes of those that nobody gets."""
+"""Queues and their consumers: who gets which message, and what becomes of those that nobody gets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from math import inf
+from typing import Any, NamedTuple, Protocol
 
 from choreo.broker.core.arguments import Terms
-from choreo.broker.core.changes import Settled, Stored
-from choreo.broker.core.consumers import Consumer, Held, Turns
 from choreo.broker.core.dead_letters import buried, is_cycle, shown
 from choreo.broker.core.failure import AmqpError
-from choreo.broker.core.lines import Entry, Line, RankedLine
 from choreo.broker.core.message import Message, Properties
-from choreo.broker.core.sent import Deliver, QueueOk
+from choreo.broker.core.outbound import Deliver, QueueOk, Sink
+from choreo.broker.core.persistence import Journal, Settled, Stored
+from choreo.broker.core.ready_messages import Entry, RankedReady, Ready
 
-if TYPE_CHECKING:
-    from choreo.broker.core.broker import Broker
+
+class Surroundings(Protocol):
+    """What a queue needs of the virtual host that it is in."""
+
+    vhost: str
+    journal: Journal | None
+
+    @property
+    def now(self) -> float:
+        """The time, in seconds since 1970."""
+        ...
+
+    def set_alarm(self, queue: Queue, at: float) -> None:
+        """Have `queue` woken at the time `at`, if nothing wakes it before."""
+
+    def put_off(self, queue: Queue, task: Callable[[], None]) -> None:
+        """Have `task` called at the end of the method under way, if `queue` is still there."""
+
+    def queues_for(self, message: Message) -> tuple[Queue, ...]:
+        """Return the queues that a message comes to; none when its exchange is not there."""
+        ...
+
+    def drop_queue(self, queue: Queue) -> None:
+        """Delete `queue`."""
+
+
+class Recipient(Protocol):
+    """What a queue and a consumer need of the channel that messages are delivered on.
+
+    `prefetch`: of each new consumer. `full`: nothing may be delivered now. `sink`: what the client is sent.
+    """
+
+    prefetch: int
+    last_tag: int
+    unsettled: dict[int, Held]
+    consumers: dict[str, Consumer]
+    sink: Sink
+
+    @property
+    def full(self) -> bool:
+        """See Recipient."""
+        ...
+
+
+class Consumer:
+    """A subscription. `credit` is how many unsettled deliveries it may have: `limit`, or 0 while it takes none."""
+
+    def __init__(
+        self, channel: Recipient, queue: Queue, tag: str, *, no_ack: bool, exclusive: bool, arguments: Mapping[str, Any]
+    ) -> None:
+        self.channel = channel
+        self.queue = queue
+        self.tag = tag
+        self.no_ack = no_ack
+        self.exclusive = exclusive
+        self.arguments = arguments
+        self.limit = inf if (no_ack and not queue.limits_all) or not channel.prefetch else channel.prefetch
+        self.credit = 0 if channel.full else self.limit
+        self.priority: int = arguments.get("x-priority", 0)
+        self.held = 0
+        self.parked = True  # not among those who wait for messages
+        self.cancelled = False
+        self.next = 0  # the offset in a stream
+        self.order = channel.last_tag, len(channel.consumers)  # in which the consumers of a channel came
+
+    @property
+    def leaves(self) -> tuple[str, tuple[int, int]]:
+        """When it gives back what it holds as its channel closes: as they came; each basic.get, by its tag's text."""
+        return "" if self.tag else str(self.order[0]), self.order
+
+
+class Held(NamedTuple):
+    """A delivery that is not settled."""
+
+    queue: Queue
+    entry: Entry
+    consumer: Consumer
+
+
+class Turns:
+    """The consumers of a queue that wait for a message: those of the highest priority first, in turn."""
+
+    __slots__ = ("_rings", "waiting")
+
+    def __init__(self) -> None:
+        self.waiting = 0  # how many there are
+        self._rings: dict[int, deque[Consumer]] = {}  # by priority, the highest first
+
+    def join(self, consumer: Consumer) -> None:
+        """Let a parked consumer wait."""
+        if consumer.priority not in self._rings:
+            rings = self._rings | {consumer.priority: deque()}
+            self._rings = dict(sorted(rings.items(), reverse=True))
+        self._rings[consumer.priority].append(consumer)
+        consumer.parked = False
+        self.waiting += 1
+
+    def leave(self, consumer: Consumer) -> None:
+        """Park a consumer, if it waits."""
+        if not consumer.parked:
+            self._rings[consumer.priority].remove(consumer)
+            consumer.parked = True
+            self.waiting -= 1
+
+    def next(self) -> Consumer:
+        """Park and return the one whose turn it is; there has to be one."""
+        for ring in self._rings.values():
+            if ring:
+                consumer = ring.popleft()
+                consumer.parked = True
+                self.waiting -= 1
+                return consumer
+        raise LookupError
 
 
 class Queue:
@@ -28,7 +140,7 @@ class Queue:
 
     def __init__(
         self,
-        broker: Broker,
+        host: Surroundings,
         name: str,
         arguments: Mapping[str, Any],
         *,
@@ -36,7 +148,7 @@ class Queue:
         auto_delete: bool,
         owner: object,
     ) -> None:
-        self.broker = broker
+        self.host = host
         self.name = name
         self.arguments = arguments
         self.terms = Terms.of(arguments)
@@ -44,32 +156,32 @@ class Queue:
         self.auto_delete = auto_delete
         self.owner = owner
         self.consumers: list[Consumer] = []
-        self.line = self._new_line()
+        self.messages = self._no_messages()
         self.bytes = 0  # of the bodies in line
         self.held = 0
         self.number = 0
         self.alarm: float | None = None  # when the broker will call `wake`
         self.gone = False
         self.lasting = durable and owner is None  # and with it its persistent messages
-        self.journal = broker.journal if self.lasting else None
+        self.journal = host.journal if self.lasting else None
         self._turns = Turns()
         self._active: Consumer | None = None
         self._leaving = False  # the active consumer gets no more, another one takes over
         self._limited = self.terms.max_length is not None or self.terms.max_bytes is not None
         self._timed = self.terms.ttl is not None
-        self._used = broker.now
+        self._used = host.now
         self.touch()
 
     def __str__(self) -> str:
-        return f"queue '{self.name}' in vhost '{self.broker.vhost}'"
+        return f"queue '{self.name}' in vhost '{self.host.vhost}'"
 
-    def _new_line(self) -> Line:
-        return Line() if self.terms.max_priority is None else RankedLine(self.terms.max_priority)
+    def _no_messages(self) -> Ready:
+        return Ready() if self.terms.max_priority is None else RankedReady(self.terms.max_priority)
 
     @property
     def ready(self) -> int:
         """How many messages wait for a consumer."""
-        return len(self.line)
+        return len(self.messages)
 
     def ok(self) -> QueueOk:
         """Return what queue.declare-ok says."""
@@ -89,7 +201,7 @@ class Queue:
             entry.kept = True
             if self.journal:
                 self.journal(self.storing(entry))
-        self.line.put(entry)
+        self.messages.put(entry)
         self.bytes += len(message.body)
         if self._turns.waiting:
             self.dispatch()
@@ -106,17 +218,17 @@ class Queue:
         entry.returns = entry.failures = stored.failures
         self.number = max(self.number, stored.number)
         self._timed = self._timed or stored.expires is not None
-        self._line_up(entry, stored.dying)
+        self._requeue_stored(entry, stored.dying)
 
-    def _line_up(self, entry: Entry, dying: str | None) -> None:
-        self.line.put(entry)
+    def _requeue_stored(self, entry: Entry, dying: str | None) -> None:
+        self.messages.put(entry)
         self.bytes += len(entry.message.body)
         if self._timed:
             self.drop_expired()
 
     def stored(self) -> Iterator[Stored]:
         """Return what is in line and outlasts a restart."""
-        for entry in self.line:
+        for entry in self.messages:
             if entry.kept:
                 yield self.storing(entry)
 
@@ -133,11 +245,11 @@ class Queue:
         if ttl is None:
             return None
         self._timed = True
-        return self.broker.now + ttl
+        return self.host.now + ttl
 
     def _admits(self, message: Message, publisher: object) -> bool:
         overflow = self.terms.overflow
-        if overflow == "drop-head" or not self._is_over(len(self.line) + 1, self.bytes + len(message.body)):
+        if overflow == "drop-head" or not self._is_over(len(self.messages) + 1, self.bytes + len(message.body)):
             return True
         if overflow == "reject-publish-dlx":
             self._bury_later(Entry(0, message), "maxlen")
@@ -150,14 +262,14 @@ class Queue:
         )
 
     def _drop_surplus(self) -> None:
-        while self.line and self.terms.overflow == "drop-head" and self._is_over(len(self.line), self.bytes):
+        while self.messages and self.terms.overflow == "drop-head" and self._is_over(len(self.messages), self.bytes):
             self._drop(self._take(), "maxlen")
 
     def drop_expired(self) -> None:
         """Let go of whoever stands at the head and is expired, and ask to be woken for the next one."""
-        now, line = self.broker.now, self.line
-        while expired := [head for head in line.heads() if head.expires is not None and head.expires <= now]:
-            line.take_head(expired[0])
+        now, ready = self.host.now, self.messages
+        while expired := [head for head in ready.heads() if head.expires is not None and head.expires <= now]:
+            ready.take_head(expired[0])
             self.bytes -= len(expired[0].message.body)
             self._drop(expired[0], "expired")
         self._set_alarm()
@@ -169,7 +281,7 @@ class Queue:
         self.forget(entry)
 
     def _bury_later(self, entry: Entry, reason: str) -> None:
-        self.broker.later.append((self, partial(self.bury, entry, reason)))
+        self.host.put_off(self, partial(self.bury, entry, reason))
 
     def forget(self, entry: Entry) -> None:
         """Tell the journal that the message is gone."""
@@ -185,24 +297,23 @@ class Queue:
     def _dead_letter(self, entry: Entry, reason: str) -> Message:
         terms = self.terms
         exchange = terms.dead_letter_exchange or ""
-        return buried(entry, reason, self.name, exchange, terms.dead_letter_key, self.broker.now)
+        return buried(entry, reason, self.name, exchange, terms.dead_letter_key, self.host.now)
 
     def _graves(self, message: Message, reason: str) -> list[Queue]:
-        exchange = self.broker.exchanges.get(message.exchange)
-        queues = self.broker.route(exchange, message) if exchange else ()
+        queues = self.host.queues_for(message)
         return [queue for queue in queues if reason == "rejected" or not is_cycle(message, queue.name)]
 
     # -- out ------------------------------------------------------------------------------------------------------
 
     def _take(self) -> Entry:
-        entry = self.line.take()
+        entry = self.messages.take()
         self.bytes -= len(entry.message.body)
         return entry
 
     def take(self) -> Entry | None:
         """Hand out the next message, as basic.get does; None when there is none."""
         self.touch()
-        if not self.line:
+        if not self.messages:
             return None
         entry = self._take()
         self.held += 1
@@ -212,8 +323,8 @@ class Queue:
 
     def dispatch(self) -> None:
         """Hand out messages to those who wait for one, in turn."""
-        line, turns = self.line, self._turns
-        while line and turns.waiting:
+        ready, turns = self.messages, self._turns
+        while ready and turns.waiting:
             consumer = turns.next()
             if consumer.held >= consumer.credit:
                 continue
@@ -251,12 +362,12 @@ class Queue:
         if entry.kept:
             self.forget(entry)
         self._release(consumer)
-        if self.line and self._turns.waiting:
+        if self.messages and self._turns.waiting:
             self.dispatch()
 
     def reject(self, held: Iterable[Held], *, failed: bool) -> None:
         """Dead-letter messages, all of them before anybody gets another one; `failed` counts as failed deliveries."""
-        for each in sorted(held, key=lambda each: self.line.rank(each.entry)):
+        for each in sorted(held, key=lambda each: self.messages.rank(each.entry)):
             each.entry.failures += failed
             self._drop(each.entry, "rejected")
             self._release(each.consumer)
@@ -280,7 +391,7 @@ class Queue:
     def _put_back(self, entry: Entry, *, failed: bool) -> None:
         entry.returns += 1
         entry.failures += failed
-        self.line.put_back(entry)
+        self.messages.put_back(entry)
         self.bytes += len(entry.message.body)
 
     def _release(self, consumer: Consumer) -> None:
@@ -310,7 +421,7 @@ class Queue:
         self._elect()
         self.dispatch()
         if self.auto_delete and not self.consumers:
-            self.broker.drop_queue(self)
+            self.host.drop_queue(self)
 
     def unpark(self, consumer: Consumer) -> None:
         """Let a consumer wait for messages, if it may have any."""
@@ -339,13 +450,13 @@ class Queue:
 
     def touch(self) -> None:
         """Take note that the queue is in use."""
-        self._used = self.broker.now
+        self._used = self.host.now
         if self.terms.expires is not None:
             self._set_alarm()
 
     def due(self) -> float | None:
         """Return when something happens here by itself."""
-        times = [head.expires for head in self.line.heads() if head.expires is not None] if self._timed else []
+        times = [head.expires for head in self.messages.heads() if head.expires is not None] if self._timed else []
         if self.terms.expires is not None and not self.consumers:
             times.append(self._used + self.terms.expires)
         return min(times, default=None)
@@ -353,13 +464,13 @@ class Queue:
     def _set_alarm(self) -> None:
         due = self.due()
         if due is not None:
-            self.broker.set_alarm(self, due)
+            self.host.set_alarm(self, due)
 
     def wake(self) -> None:
         """Do what is due."""
         expires = self.terms.expires
-        if expires is not None and not self.consumers and self._used + expires <= self.broker.now:
-            self.broker.drop_queue(self)
+        if expires is not None and not self.consumers and self._used + expires <= self.host.now:
+            self.host.drop_queue(self)
         else:
             self.drop_expired()
 
@@ -367,7 +478,7 @@ class Queue:
         """Raise AmqpError 406 when it is not what it has to be in order to be deleted."""
         if if_unused and self.consumers:
             raise AmqpError(406, f"{self} in use")
-        if if_empty and self.line:
+        if if_empty and self.messages:
             raise AmqpError(406, f"{self} not empty")
 
     def leave(self, publisher: object) -> None:
@@ -375,8 +486,8 @@ class Queue:
 
     def purge(self) -> int:
         """Remove what is in line; return how many."""
-        count = len(self.line)
-        for entry in self.line:
+        count = len(self.messages)
+        for entry in self.messages:
             self.forget(entry)
-        self.line, self.bytes = self._new_line(), 0
+        self.messages, self.bytes = self._no_messages(), 0
         return count

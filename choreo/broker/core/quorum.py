@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from choreo.broker.core.changes import Counted, Stored
 from choreo.broker.core.dead_letters import shown
 from choreo.broker.core.failure import AmqpError
-from choreo.broker.core.lines import Entry, Line, QuorumLine
 from choreo.broker.core.message import Message, Properties
-from choreo.broker.core.queues import Queue
-
-if TYPE_CHECKING:
-    from choreo.broker.core.broker import Broker
-    from choreo.broker.core.consumers import Consumer
+from choreo.broker.core.persistence import Counted, Stored
+from choreo.broker.core.queues import Consumer, Queue, Surroundings
+from choreo.broker.core.ready_messages import Entry, QuorumReady, Ready
 
 _PATIENCE: Final = 180.0  # seconds until at-least-once dead-lettering tries again
 _OUTSTANDING: Final = 32  # messages of one queue that it has tried and that have not arrived
@@ -37,28 +33,28 @@ class QuorumQueue(Queue):
     _keeps_turn = False
     limits_all = True
 
-    def __init__(self, broker: Broker, name: str, arguments: Mapping[str, Any], **properties: Any) -> None:
+    def __init__(self, host: Surroundings, name: str, arguments: Mapping[str, Any], **properties: Any) -> None:
         self._waiting: deque[Entry] = deque()  # to be dead-lettered, not tried yet
         self._stuck: list[_Dying] = []  # tried, and not arrived
         self._retry: float | None = None
         self._sated: list[Consumer] = []  # they acknowledge nothing, and have been given something
         self._publishers: set[object] = set()
         self._blocked: set[object] = set()
-        super().__init__(broker, name, arguments, **properties)
+        super().__init__(host, name, arguments, **properties)
 
-    def _new_line(self) -> Line:
-        return QuorumLine()
+    def _no_messages(self) -> Ready:
+        return QuorumReady()
 
     def _keeps(self, message: Message) -> bool:
         return True
 
     def _expiry(self, message: Message) -> float | None:
         expires = super()._expiry(message)
-        return self.broker.now + 0.001 if expires == self.broker.now else expires
+        return self.host.now + 0.001 if expires == self.host.now else expires
 
     def _load(self) -> tuple[int, int]:
         dying = self._dying()
-        return len(self.line) + len(dying), self.bytes + sum(len(entry.message.body) for entry in dying)
+        return len(self.messages) + len(dying), self.bytes + sum(len(entry.message.body) for entry in dying)
 
     def _admits(self, message: Message, publisher: object) -> bool:
         """A publisher is refused from when the limit is passed until a fifth of it is free again."""
@@ -101,7 +97,7 @@ class QuorumQueue(Queue):
             self.held += 1
             consumer.held += 1
             if not self._sated:
-                self.broker.later.append((self, self._release_sated))
+                self.host.put_off(self, self._release_sated)
             self._sated.append(consumer)
 
     def _release_sated(self) -> None:
@@ -186,7 +182,7 @@ class QuorumQueue(Queue):
             dying = _Dying(entry, self._dead_letter(entry, entry.dying or ""))
             if not self._arrives(dying):
                 self._stuck.append(dying)
-                self._retry = self._retry or self.broker.now + _PATIENCE
+                self._retry = self._retry or self.host.now + _PATIENCE
                 self._set_alarm()
         self._reopen()
 
@@ -207,9 +203,9 @@ class QuorumQueue(Queue):
 
     def wake(self) -> None:
         """See Queue."""
-        if self._retry is not None and self._retry <= self.broker.now:
+        if self._retry is not None and self._retry <= self.host.now:
             self._stuck = [dying for dying in self._stuck if not self._arrives(dying)]
-            self._retry = self.broker.now + _PATIENCE if self._stuck else None
+            self._retry = self.host.now + _PATIENCE if self._stuck else None
             self._try_waiting()
         super().wake()
 
@@ -244,8 +240,8 @@ class QuorumQueue(Queue):
         yield from super().stored()
         yield from map(self.storing, self._dying())
 
-    def _line_up(self, entry: Entry, dying: str | None) -> None:
+    def _requeue_stored(self, entry: Entry, dying: str | None) -> None:
         if dying is None:
-            super()._line_up(entry, None)
+            super()._requeue_stored(entry, None)
         else:
             self._drop(entry, dying)

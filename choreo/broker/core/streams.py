@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from choreo.broker.core.arguments import age
-from choreo.broker.core.changes import Settled, Stored
-from choreo.broker.core.consumers import Consumer, Held
 from choreo.broker.core.dead_letters import shown
-from choreo.broker.core.exchanges import field_type
-from choreo.broker.core.failure import AmqpError
-from choreo.broker.core.lines import Entry
+from choreo.broker.core.failure import AmqpError, field_type
 from choreo.broker.core.message import Message, Properties
-from choreo.broker.core.queues import Queue
-from choreo.broker.core.sent import QueueOk
+from choreo.broker.core.outbound import QueueOk
+from choreo.broker.core.persistence import Settled, Stored
+from choreo.broker.core.queues import Consumer, Held, Queue, Surroundings
+from choreo.broker.core.ready_messages import Entry
 from choreo.message import FarTime
-
-if TYPE_CHECKING:
-    from choreo.broker.core.broker import Broker
 
 
 class StreamQueue(Queue):
@@ -28,11 +23,11 @@ class StreamQueue(Queue):
 
     _tells_place = True
 
-    def __init__(self, broker: Broker, name: str, arguments: Mapping[str, Any], **properties: Any) -> None:
+    def __init__(self, host: Surroundings, name: str, arguments: Mapping[str, Any], **properties: Any) -> None:
         self._log: deque[Entry] = deque()
         self._times: deque[float] = deque()
         self._segments: deque[list[int]] = deque([[0, 0]])  # the offset that each begins with, and its bytes
-        super().__init__(broker, name, arguments, **properties)
+        super().__init__(host, name, arguments, **properties)
 
     @property
     def ready(self) -> int:
@@ -49,7 +44,7 @@ class StreamQueue(Queue):
 
     def put(self, message: Message, publisher: object) -> bool:
         """See Queue."""
-        self._append(Entry(self.number, message), self.broker.now)
+        self._append(Entry(self.number, message), self.host.now)
         if self.journal:
             self.journal(self.storing(self._log[-1]))
         if self._segments[-1][0] == self.number - 1:
@@ -74,7 +69,7 @@ class StreamQueue(Queue):
         terms = self.terms
         while len(self._segments) > 1:
             newest = self._times[self._segments[1][0] - 1 - self._first]
-            too_old = terms.max_age is not None and newest < self.broker.now - terms.max_age
+            too_old = terms.max_age is not None and newest < self.host.now - terms.max_age
             if not too_old and (terms.max_bytes is None or self.bytes <= terms.max_bytes):
                 return
             _, size = self._segments.popleft()
@@ -90,7 +85,7 @@ class StreamQueue(Queue):
         if not self._log:
             self.number = stored.number
             self._segments = deque([[stored.number, 0]])
-        self._append(Entry(stored.number, stored.message), stored.expires or self.broker.now)
+        self._append(Entry(stored.number, stored.message), stored.expires or self.host.now)
 
     def stored(self) -> Iterator[Stored]:
         """See Queue."""
@@ -118,7 +113,7 @@ class StreamQueue(Queue):
             case datetime():
                 return self._since(asked.timestamp())
             case str() if (ago := age(asked)) is not None:
-                return self._since(self.broker.now - ago)
+                return self._since(self.host.now - ago)
             case int():
                 return max(self._first, asked)
         said = f'{{{field_type(asked)},<<"{asked}">>}}'

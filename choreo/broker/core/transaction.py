@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from choreo.broker.core.consumers import Held
 from choreo.broker.core.message import Message
-from choreo.broker.core.queues import Queue
+from choreo.broker.core.queues import Held, Queue
 
 Settle = Callable[[list[Held]], None]
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from pamqp import base, commands
 
 from choreo import forks
 from choreo.amqp import frames
-from choreo.broker.core import AmqpError, Connection
+from choreo.broker.core import AmqpError, Broker, Connection
 from choreo.broker.server import handshake, wire
 from choreo.broker.server.channel import Served, decoded
 from choreo.logger import get_logger
-
-if TYPE_CHECKING:
-    from choreo.broker.server.listener import Listener
 
 _HANDSHAKE: Final = 10.0  # seconds, as with RabbitMQ
 # Bytes on their way to a client from which on it gets no more deliveries. They stay in their queues, where they can be
@@ -52,14 +49,42 @@ class State(Enum):
 _ENDING: Final = (State.CLOSING, State.LEAVING)  # what still comes is dropped
 
 
+class Acceptor(Protocol):
+    """What a client needs of who has accepted it. `limit`: bytes of a body; `version`: choreo's."""
+
+    loop: asyncio.AbstractEventLoop
+    limit: int
+    version: str
+
+    def joined(self, client: Client) -> None:
+        """Take note of a client."""
+
+    def left(self, client: Client) -> None:
+        """Forget a client that is gone."""
+
+    def authenticate(self, answer: commands.Connection.StartOk) -> str:
+        """Return the user. Raises AmqpError 403."""
+        ...
+
+    def vhost(self, name: str) -> Broker:
+        """Return a virtual host. Raises AmqpError 530."""
+        ...
+
+    def advance(self) -> None:
+        """Tell the core what time it is."""
+
+    def flush_soon(self, client: Client) -> None:
+        """Call `flush` of `client`, once, when the loop has turned and what is to be kept is kept."""
+
+
 class Client(asyncio.Protocol):
-    """A connection of `listener`, made for each that is accepted. It fulfils `choreo.broker.server.channel.Client`.
+    """A connection, made by `listener` for each that it accepts. It fulfils `choreo.broker.server.channel.Client`.
 
     There is no task and no queue per frame: what arrives is worked off at once, and what it leads to, here and at other
     clients, is written when the loop has turned.
     """
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Acceptor) -> None:
         self.frame_max = handshake.FIRST_FRAME
         self.limit = listener.limit
         self.cancels = False
@@ -90,7 +115,7 @@ class Client(asyncio.Protocol):
         self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is none by name
         transport.set_write_buffer_limits(high=_ENOUGH)
         forks.keep_transport_private(transport)
-        self._listener.clients.add(self)
+        self._listener.joined(self)
         self._timer = self._listener.loop.call_later(_HANDSHAKE, self.end)
 
     def data_received(self, data: bytes) -> None:

@@ -120,6 +120,10 @@ class Listener:
 
     # -- for the clients ------------------------------------------------------------------------------------------
 
+    def joined(self, client: Client) -> None:
+        """Take note of a client."""
+        self.clients.add(client)
+
     def left(self, client: Client) -> None:
         """Forget a client that is gone."""
         self.clients.discard(client)

@@ -1,4 +1,4 @@
-"""In which order the messages of a queue are delivered, and where one that comes back stands in line."""
+"""The messages of a queue that wait for a consumer: their order, and the place of one that comes back."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Entry:
         return self.number < other.number
 
 
-class Line:
-    """A classic queue's line: the order of arrival, to which messages that come back return.
+class Ready:
+    """The ready messages of a classic queue: the order of arrival, to which messages that come back return.
 
     Those that come back were taken from the head, so they stand before all that were never taken.
     """
@@ -78,8 +78,8 @@ class Line:
         return 0
 
 
-class RankedLine(Line):
-    """The line of a classic queue with x-max-priority: higher priorities first, each in order of arrival."""
+class RankedReady(Ready):
+    """Those of a classic queue with x-max-priority: higher priorities first, each in order of arrival."""
 
     __slots__ = ("_heap", "_highest")
 
@@ -95,26 +95,26 @@ class RankedLine(Line):
         return (entry for _, entry in sorted(self._heap))
 
     def put(self, entry: Entry) -> None:
-        """See Line."""
+        """See Ready."""
         heappush(self._heap, (self.rank(entry), entry))
 
     put_back = put
 
     def rank(self, entry: Entry) -> int:
-        """See Line."""
+        """See Ready."""
         return -min(entry.message.properties.priority or 0, self._highest)
 
     def heads(self) -> list[Entry]:
-        """See Line."""
+        """See Ready."""
         return [self._heap[0][1]] if self._heap else []
 
     def take(self) -> Entry:
-        """See Line."""
+        """See Ready."""
         return heappop(self._heap)[1]
 
 
-class QuorumLine(Line):
-    """A quorum queue's line: what came back, in the order of coming back; then by priority, 0 to 31, and arrival."""
+class QuorumReady(Ready):
+    """Those of a quorum queue: what came back, in the order of coming back; then by priority, 0 to 31, and arrival."""
 
     __slots__ = ("_other", "_returned")
 
@@ -130,7 +130,7 @@ class QuorumLine(Line):
         return chain(self._returned, self._rest, (entry for _, _, entry in sorted(self._other)))
 
     def put(self, entry: Entry) -> None:
-        """See Line."""
+        """See Ready."""
         priority = entry.message.properties.priority
         if priority is None or priority == _MIDDLE:
             self._rest.append(entry)
@@ -138,18 +138,18 @@ class QuorumLine(Line):
             heappush(self._other, (-min(priority, 31), entry.number, entry))
 
     def put_back(self, entry: Entry) -> None:
-        """See Line."""
+        """See Ready."""
         self._returned.append(entry)
 
     def heads(self) -> list[Entry]:
-        """See Line."""
+        """See Ready."""
         found = [lane[0] for lane in (self._returned, self._rest) if lane]
         if self._other:
             found.insert(len(found) - (bool(self._rest) and self._urgent()), self._other[0][2])
         return found
 
     def take(self) -> Entry:
-        """See Line."""
+        """See Ready."""
         if self._returned:
             return self._returned.popleft()
         if self._other and (not self._rest or self._urgent()):
@@ -157,7 +157,7 @@ class QuorumLine(Line):
         return self._rest.popleft()
 
     def take_head(self, head: Entry) -> None:
-        """See Line."""
+        """See Ready."""
         for lane in (self._returned, self._rest):
             if lane and lane[0] is head:
                 lane.popleft()

@@ -5,16 +5,12 @@ https://www.rabbitmq.com/docs/direct-reply-to: its name is in no list and belong
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from choreo.broker.core.failure import AmqpError
 from choreo.broker.core.message import REPLY_TO
-from choreo.broker.core.queues import Queue
-
-if TYPE_CHECKING:
-    from choreo.broker.core.broker import Broker
-    from choreo.broker.core.consumers import Consumer
-    from choreo.broker.core.lines import Entry
+from choreo.broker.core.queues import Consumer, Queue, Surroundings
+from choreo.broker.core.ready_messages import Entry
 
 _PREFIX: Final = f"{REPLY_TO}."
 
@@ -22,9 +18,8 @@ _PREFIX: Final = f"{REPLY_TO}."
 class ReplyQueue(Queue):
     """Where the one consumer of replies gets them; it is gone with that consumer."""
 
-    def __init__(self, broker: Broker) -> None:
-        name = f"{_prefix(broker)}{broker.names()}"
-        super().__init__(broker, name, {"x-queue-type": "classic"}, owner=None, durable=False, auto_delete=True)
+    def __init__(self, host: Surroundings, name: str) -> None:
+        super().__init__(host, name, {"x-queue-type": "classic"}, owner=None, durable=False, auto_delete=True)
 
     def subscribe(self, consumer: Consumer) -> None:
         """See Queue."""
@@ -42,11 +37,6 @@ def is_reply(name: str) -> bool:
     return name.startswith(_PREFIX)
 
 
-def was_reply(broker: Broker, name: str) -> bool:
-    """Say whether `broker` has given this name away: as in RabbitMQ, a reply that comes too late is not returned."""
-    return is_reply(name) and name.startswith(_prefix(broker))
-
-
-def _prefix(broker: Broker) -> str:
-    broker.replies = broker.replies or broker.names()
-    return f"{_PREFIX}{broker.replies}."
+def prefix(broker: str) -> str:
+    """Return how the names of the reply queues begin of the broker that calls itself `broker` in them."""
+    return f"{_PREFIX}{broker}."
