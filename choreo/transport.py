@@ -282,7 +282,7 @@ class QueueDetail:
     ack_rate: float | None
     consumer_details: tuple[ConsumerDetail, ...] = ()
     policies: tuple[str, ...] = ()  # their names, the operator's last
-    policy: Mapping[str, Any] = field(default_factory=dict)  # what they come to
+    policy: Mapping[str, Any] | None = None  # what they come to; it shows with a queue's first statistics
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -169,7 +169,7 @@ def _serving(
 ) -> Coroutine[Any, Any, int]:
     """Say who runs and how to put an event in; return what runs them."""
     from choreo import loader
-    from choreo.composition.sessions import connector
+    from choreo.composition.sessions import connector, management
     from choreo.operate.development import nobody, ways_in
     from choreo.runtime.service import serve
 
@@ -190,7 +190,7 @@ def _serving(
     for topic, example in ways_in(agents)[:_SHOWN]:
         output.note(f"publish  choreo {publish} {topic} {shlex.quote(example) if example else '@event.json'}")
     output.note(f"look     choreo {inspect}; choreo dlq list {agents[0].name}")
-    return serve(agents, settings, connector, start, ready)
+    return serve(agents, settings, connector, start, ready, management=management(settings))
 
 
 async def _beside(place: Place, serving: Coroutine[Any, Any, int]) -> int:

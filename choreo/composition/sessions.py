@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from choreo.config import dev_file
 from choreo.config.settings import Settings, load
 from choreo.rabbit import session as rabbit
 from choreo.rabbit.management import ManagementApi
@@ -32,8 +33,14 @@ async def session(settings: Settings, name: str) -> AsyncIterator[Session]:
 
 
 def management(settings: Settings) -> Management | None:
-    """Return the management API of the broker in `settings`, None where they name none. Raises InvalidUrl."""
+    """Return the management API of the broker in `settings`, None where there is none. Raises InvalidUrl.
+
+    The broker of `choreo dev` has none: one that is named would tell of another broker's queues.
+    """
     if settings.management_url is None:
+        return None
+    running = dev_file.find(settings.root)
+    if running is not None and running.url == settings.url.get_secret_value():
         return None
     return ManagementApi(settings.management_url.get_secret_value(), settings.brokers()[0].vhost)
 

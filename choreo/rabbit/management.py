@@ -26,6 +26,7 @@ from choreo.transport import ConsumerDetail, QueueDetail, Unavailable, diversion
 TIMEOUT: Final = 3.0  # seconds for one answer
 MAX_ANSWER: Final = 32 * 2**20  # bytes; more is not an answer to what is asked here
 PAGE: Final = 500  # queues, the most that the API gives at once
+EFFECTIVE: Final = "effective_policy_definition"
 
 T = TypeVar("T")
 
@@ -172,7 +173,7 @@ def _queue(found: Mapping[str, Any]) -> QueueDetail:
         ack_rate=_rate(rates.get("ack_details")),
         consumer_details=tuple(map(_consumer, _tables(found.get("consumer_details") or []))),
         policies=tuple(filter(None, (_text(found.get(name)) for name in ("policy", "operator_policy")))),
-        policy=_mapping(found.get("effective_policy_definition")),
+        policy=_mapping(found[EFFECTIVE]) if EFFECTIVE in found else None,
         arguments=_mapping(found.get("arguments")),
     )
 

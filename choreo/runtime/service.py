@@ -68,13 +68,13 @@ async def serve(
     start: Start | None = None,
     on_ready: Callable[[], None] = lambda: None,
     *,
-    management: Management | None = None,
+    management: Management | None,
 ) -> int:
     """Run `agents` in this process until a signal ends it; return the exit code. Raises what Worker.run raises.
 
     `connector` returns what opens sessions, under a name that the broker shows. `start`: how the process began, if it
     has said something already. `on_ready` is called once, when all consume for the first time; then `management` is
-    asked for policies that destroy.
+    asked for policies that destroy, if there is one.
     """
     name = f"choreo {' '.join(agent.name for agent in agents)} {os.getpid()}"
     worker = Worker(agents, settings, connector(settings, name))

@@ -167,8 +167,9 @@ async def test_inspect_names_policies(
     assert "harmless" not in line
 
 
+@pytest.mark.parametrize("command", ["run", "dev"])
 async def test_worker_names_what_destroys_at_its_start(
-    till: Path, start_choreo: Callable[..., Running], managed: Node, namespace: str, env, set_policy
+    till: Path, start_choreo: Callable[..., Running], managed: Node, namespace: str, env, set_policy, command: str
 ):
     """One loud line each for policies that destroy, and for dead-letter queues that an earlier release has declared."""
     set_policy("gone", "", {"expires": 172800000})
@@ -177,7 +178,7 @@ async def test_worker_names_what_destroys_at_its_start(
     session = await connect(BrokerUrl.parse_all(managed.url), name="test")
     await session.declare(Topology((), (replace(older, arguments=older.before, before=None),), ()))
     await session.close()
-    worker = start_choreo("run", "till", env=env)
+    worker = start_choreo(command, "till", env=env | {"CHOREO_LOG_FORMAT": "json"})
     line = json.loads(await asyncio.to_thread(worker.wait_for, '"dead-letter queues of an earlier release"'))
     assert line["level"] == "error"
     assert line["queues"] == [older.name]

@@ -139,7 +139,7 @@ while not stopped:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     if not child:
-        os._exit(asyncio.run(serve(agents, settings, connector)))
+        os._exit(asyncio.run(serve(agents, settings, connector, management=None)))
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     print("ended", code, flush=True)
 """

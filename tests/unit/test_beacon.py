@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from choreo.composition.sessions import management
 from choreo.config import dev_file
 from choreo.config.settings import load
 from choreo.errors import ConfigurationError
@@ -44,6 +45,17 @@ def test_it_is_found_while_it_shines(here: Path):
     assert load().found is None
     assert load().url.get_secret_value() == "amqp://localhost"
     assert not (here / ".choreo" / "dev.json").exists()
+
+
+def test_it_has_no_management_api(here: Path):
+    """One that is named belongs to the broker that is named, and is asked about no other."""
+    given = {"management_url": "http://localhost:15672"}
+    assert management(load(**given)) is not None
+    with dev_file.light(here) as fire:
+        fire.shine(URL, "embedded")
+        assert management(load(**given)) is None
+        assert management(load(**given, url=URL)) is None
+        assert management(load(**given, url="amqp://app:word@named")) is not None
 
 
 @pytest.mark.parametrize("place", ["argument", "variable", ".env", "pyproject.toml"])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from choreo.agent import Agent
 from choreo.rabbit import management
-from choreo.runtime.policies import before_looking, dangers, effects
-from choreo.topology import Names, Topology
+from choreo.runtime.policies import before_looking, dangers, effects, report
+from choreo.topology import Binding, Names, Topology
 from choreo.transport import QueueDetail, Server, Unavailable
+from tests.waiting import in_virtual_time
 
 TOPOLOGY = Topology.of([Agent("shop")])
 NAMES = Names()
@@ -24,6 +28,7 @@ def under(policy: dict[str, Any], queue: str = DLQ, **more: Any) -> QueueDetail:
     return management._queue(found | more)
 
 
+NEW = replace(under({}), policy=None)  # the API has no statistics of it so far
 OLDER = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000_000}
 
 
@@ -87,9 +92,65 @@ def test_queues_alike_share_a_sentence() -> None:
 def test_looks_that_may_count_are_said_where_nobody_knows_the_policies(version: str, counts: bool) -> None:
     """Where the release counts them; from 4.3 on there is nothing to say without a policy."""
     server = Server("RabbitMQ", version)
-    for told, why in ((None, "CHOREO_MANAGEMENT_URL"), (Unavailable("host: no answer in time"), "no answer in time")):
+    unknown: list[tuple[QueueDetail | Unavailable | None, str]] = [
+        (None, "CHOREO_MANAGEMENT_URL"),
+        (Unavailable("host: no answer in time"), "no answer in time"),
+        (NEW, "does not show its policies"),
+    ]
+    for told, why in unknown:
         said = before_looking(DLQ, server, told)
         assert len(said) == counts
         assert all(DLQ in each and why in each and "delivery-limit" in each for each in said)
     assert before_looking(DLQ, server, under({"max-length": 5})) == ()
     assert "'limit'" in before_looking(DLQ, server, under({"delivery-limit": 5}))[0]
+
+
+class Api:
+    """A management API that answers in turn, and goes on with the last answer."""
+
+    def __init__(self, *answers: tuple[QueueDetail, ...] | Unavailable) -> None:
+        self.answers = list(answers)
+
+    async def queues(self, namespace: str) -> tuple[QueueDetail, ...] | Unavailable:
+        assert namespace == NAMES.namespace
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+    async def queue(self, name: str) -> QueueDetail:
+        raise AssertionError(name)
+
+    async def bindings(self, namespace: str) -> tuple[Binding, ...]:
+        raise AssertionError(namespace)
+
+
+def everything(change: Callable[[QueueDetail], QueueDetail] = lambda each: each) -> tuple[QueueDetail, ...]:
+    """All queues, under a policy by which they expire."""
+    return tuple(change(under({"expires": 1000}, queue.name)) for queue in TOPOLOGY.queues)
+
+
+ALL = everything()
+HIDDEN = everything(lambda each: replace(each, policy=None))
+
+
+@pytest.mark.parametrize(
+    "before",
+    [[], [HIDDEN], [()], [ALL[:1]], [HIDDEN, (*ALL[:5], *HIDDEN[5:])]],
+    ids=["at once", "no policies", "no queues", "one queue", "some policies"],
+)
+@in_virtual_time
+async def test_policies_that_show_late_are_named_all_the_same(before: list[tuple[QueueDetail, ...]]) -> None:
+    """Once, and for all queues: a new one's policies show with its first statistics, some seconds later."""
+    with capture_logs() as logs:
+        await report([Agent("shop")], NAMES.namespace, Api(*before, ALL))
+    assert [(each["event"], each["found"]) for each in logs] == [("policies destroy messages", list(dangers(ALL)))]
+
+
+@pytest.mark.parametrize("last", [ALL[:2] + HIDDEN[2:], Unavailable("host: no answer in time")])
+@in_virtual_time
+async def test_policies_that_never_show_are_said_not_to(last: tuple[QueueDetail, ...] | Unavailable) -> None:
+    """What did show is named."""
+    with capture_logs() as logs:
+        await report([Agent("shop")], NAMES.namespace, Api(ALL[:2] + HIDDEN[2:], last))
+    assert [each["event"] for each in logs] == ["policies not known", "policies destroy messages"]
+    assert logs[1]["found"] == list(dangers(ALL[:2]))
+    if not isinstance(last, Unavailable):
+        assert logs[0]["queues"] == sorted(each.name for each in ALL[2:])
