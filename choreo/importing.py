@@ -25,6 +25,7 @@ from choreo.errors import ConfigurationError, DeclarationError
 
 _IMPORTING: Final = "while choreo imported"  # begins the note on an exception of the user's own module
 OTHER_FOLDER: Final = "name another folder in [tool.choreo] agents of pyproject.toml, or in CHOREO_AGENTS"
+NEW_PROJECT: Final = "choreo new NAME makes a project that runs"
 
 _CODE: Final = tuple(importlib.machinery.all_suffixes())
 _INIT: Final = "__init__.py"
@@ -109,8 +110,10 @@ def agent_file(file: Path) -> ModuleType:
     return module(name)
 
 
-def module(name: str) -> ModuleType:
+def module(name: str, offered: str = "") -> ModuleType:
     """Import a module of the user's. What it raises is raised on as it is, with a note of what was being imported.
+
+    `offered` says where that name comes from, when nobody wrote it on the command line.
 
     Raises DeclarationError where it would have ended the program: an exit is no way to be imported.
     """
@@ -118,7 +121,7 @@ def module(name: str) -> ModuleType:
         with _nobody_to_ask(name):
             return importlib.import_module(name)
     except Exception as error:
-        error.add_note(f"{_IMPORTING} {name}")
+        error.add_note(f"{_IMPORTING} {name}{f', {offered},' if offered else ''}")
         raise
     except KeyboardInterrupt:
         raise

@@ -6,22 +6,20 @@ Whatever the user's own code raises while it is imported goes on unchanged.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import os.path
 import re
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
-from choreo import importing
+from choreo import agent_files, importing
 from choreo.errors import ChoreoError, ConfigurationError, DeclarationError, InvalidName, UnknownAgent, UsageError
-from choreo.importing import OTHER_FOLDER
+from choreo.importing import NEW_PROJECT, OTHER_FOLDER
 
 if TYPE_CHECKING:
     from choreo.agent import Agent  # imported where it is needed: `known` shall be quick
@@ -53,23 +51,37 @@ def load(name: str, folder: Path) -> Agent:
         return _named(name, _from_file(file), _short(file))
     point = _entry_point(name)
     if point is not None:
-        return _named(name, _from_entry_point(point), f"the entry point {point.value}")
+        return _from_entry_point(point)
     raise _unknown(name, folder)
 
 
 def load_all(folder: Path) -> list[Agent]:
-    """Import every agent file of `folder`, sorted by file name, and return the agents.
+    """Import every agent file of `folder`, sorted by file name, then what is installed, and return the agents.
 
-    An agent file is one with a line ``agent = Agent("name")`` at the top level; other modules are left alone.
-    Raises what `load` raises, and DeclarationError when two files declare one name.
+    An agent file is one with a line ``agent = Agent("name")`` at the top level; other modules are left alone. An entry
+    point counts where no file of the folder has its name. Raises what `load` raises, and DeclarationError when two
+    files declare one name.
+    """
+    agents, left_out = load_sound(folder)
+    for error in left_out.values():
+        raise error
+    return agents
+
+
+def load_sound(folder: Path) -> tuple[list[Agent], dict[str, Exception]]:
+    """Import what `load_all` imports. Return the agents, and what is wrong with each entry point that is broken.
+
+    Who installed a package need not be who works on this project, so it keeps nobody from their own agents. What is
+    wrong in the folder is raised as `load_all` raises it.
     """
     folder = folder.absolute()
-    if not folder.is_dir():
-        raise ConfigurationError(f"there is no agents folder {folder}", OTHER_FOLDER)
+    _require_some(folder)
     files, refused = _agent_files(folder)
     for error in refused.values():
         raise error
-    return [_from_file(file) for file in files]
+    agents = [_from_file(file) for file in files]
+    installed, broken = _sound(_installed_ways(folder))
+    return [*agents, *installed], broken
 
 
 def load_good(folder: Path, names: Sequence[str] = ()) -> tuple[list[Agent], dict[str, Exception]]:
@@ -82,23 +94,51 @@ def load_good(folder: Path, names: Sequence[str] = ()) -> tuple[list[Agent], dic
     left_out: dict[str, Exception] = {}
     ways: dict[str, Callable[[], Agent]] = {name: partial(load, name, folder) for name in names}
     if not names:
-        if not folder.is_dir():
-            raise ConfigurationError(f"there is no agents folder {folder}", OTHER_FOLDER)
+        _require_some(folder)
         files, refused = _agent_files(folder)
         left_out.update(refused)
-        ways = {file.stem: partial(_from_file, file) for file in files}
+        ways = {file.stem: partial(_from_file, file) for file in files} | _installed_ways(folder)
+    agents, broken = _sound(ways)
+    for error in broken.values():
+        if names and isinstance(error, UsageError):
+            raise error
+    return agents, left_out | broken
+
+
+def _sound(ways: Mapping[str, Callable[[], Agent]]) -> tuple[list[Agent], dict[str, Exception]]:
+    """Go each way to an agent. Return the agents, and what is wrong with those that cannot be had."""
     agents: dict[str, Agent] = {}
+    left_out: dict[str, Exception] = {}
     for name, way in ways.items():
         try:
             agent = way()
         except Exception as error:
-            expected = isinstance(error, ChoreoError) or importing.imported_by(error) is not None
-            if not expected or (names and isinstance(error, UsageError)):
+            if not isinstance(error, ChoreoError) and importing.imported_by(error) is None:
                 raise
             left_out[name] = error
         else:
             agents[agent.name] = agent
     return list(agents.values()), left_out
+
+
+def any_agents(folder: Path) -> bool:
+    """Return whether there is somewhere to look for agents: the folder, or an installed package that offers some."""
+    return folder.is_dir() or bool(entry_points(group=GROUP))
+
+
+def _require_some(folder: Path) -> None:
+    if not any_agents(folder):
+        raise no_folder(folder)
+
+
+def _installed_ways(folder: Path) -> dict[str, Callable[[], Agent]]:
+    """Return how to get each installed agent that no file of `folder` comes before, by what it is called."""
+    names = {point.name: point for point in sorted(entry_points(group=GROUP))}
+    return {
+        _offered(point): partial(load, name, folder)
+        for name, point in names.items()
+        if not (folder / f"{_stem(name)}.py").is_file()
+    }
 
 
 def known(folder: Path) -> list[str]:
@@ -108,7 +148,7 @@ def known(folder: Path) -> list[str]:
 
 def declared(folder: Path) -> list[str]:
     """Return the sorted names of the agents in `folder`, without importing any."""
-    return sorted({name for name, _ in _declared(folder)})
+    return sorted({name for name, _ in agent_files.declared(folder)})
 
 
 def require(name: str, folder: Path) -> None:
@@ -120,13 +160,19 @@ def require(name: str, folder: Path) -> None:
 
 def without_agent(folder: Path) -> list[str]:
     """Return the sorted names of the files in `folder` that `load_all` leaves alone: they declare no agent."""
-    agents = {file.name for _, file in _declared(folder)}
-    return [file.name for file in _files(folder) if file.name not in agents and not file.name.startswith("_")]
+    agents = {file.name for _, file in agent_files.declared(folder)}
+    return [
+        file.name for file in agent_files.files(folder) if file.name not in agents and not file.name.startswith("_")
+    ]
 
 
 def forgotten(folder: Path) -> list[str]:
     """Return those `without_agent` that seem to be an agent's all the same: one in a function, or its reactions."""
-    return [name for name in without_agent(folder) if (tree := _parsed(folder / name)) and _seems_an_agent(tree)]
+    return [
+        name
+        for name in without_agent(folder)
+        if (tree := agent_files.parsed(folder / name)) and agent_files.seems_an_agent(tree)
+    ]
 
 
 def nobody(folder: Path) -> ConfigurationError:
@@ -137,6 +183,11 @@ def nobody(folder: Path) -> ConfigurationError:
         f"there is no agent in {folder}{which}",
         f'write one: agent = Agent("name") at the top level of name.py there; or {OTHER_FOLDER}',
     )
+
+
+def no_folder(folder: Path) -> ConfigurationError:
+    """Return the error that says that the agents folder does not exist."""
+    return ConfigurationError(f"there is no agents folder {folder}", f"{NEW_PROJECT}; or {OTHER_FOLDER}")
 
 
 def _check(name: str) -> None:
@@ -184,13 +235,23 @@ def _from_reference(name: str, folder: Path) -> Agent:
 
 
 def _from_entry_point(point: EntryPoint) -> Agent:
-    module = _import(point.module)
-    if point.attr:
-        return _agent_at(module, point.attr)
-    agents = _agents(module)
-    if not agents:
-        raise UnknownAgent(f"the entry point {point.value} holds no agent", "it is package.module:attribute")
-    return next((agent for agent in agents if agent.name == point.name), agents[0])
+    offered = _offered(point)
+    try:
+        module = _import(point.module, offered)
+        if point.attr:
+            return _named(point.name, _agent_at(module, point.attr), point.value)
+        agents = _agents(module)
+        if not agents:
+            raise UnknownAgent(f"{point.value} holds no agent", "it is package.module:attribute")
+        agent = next((agent for agent in agents if agent.name == point.name), agents[0])
+        return _named(point.name, agent, point.value)
+    except ChoreoError as error:
+        error.message = f"{offered}: {error.message}"  # the same error: its type and traceback are the author's
+        raise
+
+
+def _offered(point: EntryPoint) -> str:
+    return f'entry point "{point.name}"{f" of {point.dist.name} {point.dist.version}" if point.dist else ""}'
 
 
 def _agent_at(module: ModuleType, path: str) -> Agent:
@@ -221,10 +282,10 @@ def _entry_point(name: str) -> EntryPoint | None:
     return next(iter(found.values()), None)
 
 
-def _import(name: str) -> ModuleType:
+def _import(name: str, offered: str = "") -> ModuleType:
     """Import a module. Raises UnknownAgent if there is none; an import that fails inside it goes on."""
     try:
-        return importing.module(name)
+        return importing.module(name, offered)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
@@ -251,7 +312,7 @@ def _named(name: str, agent: Agent, where: str) -> Agent:
 
 def _unknown(name: str, folder: Path) -> UnknownAgent | DeclarationError:
     """Return the error for a name that no file has: nobody's, or that of an agent in a file of another name."""
-    for other, file in _declared(folder):
+    for other, file in agent_files.declared(folder):
         if other == name:
             return DeclarationError(*_misplaced(name, file))
     names = known(folder)
@@ -260,7 +321,7 @@ def _unknown(name: str, folder: Path) -> UnknownAgent | DeclarationError:
     if not folder.is_dir():
         return UnknownAgent(
             f'there is no agent "{name}": the agents folder {folder} does not exist',
-            f"{hint}known: {', '.join(names)}" if names else OTHER_FOLDER,
+            f"{hint}known: {', '.join(names)}" if names else f"{NEW_PROJECT}; or {OTHER_FOLDER}",
         )
     return UnknownAgent(f'there is no agent "{name}" in {folder}', f"{hint}known: {', '.join(names) or 'none'}")
 
@@ -281,7 +342,7 @@ def _agent_files(folder: Path) -> tuple[list[Path], dict[str, DeclarationError]]
     Nothing is imported.
     """
     places: dict[str, list[Path]] = {}
-    for name, file in _declared(folder):
+    for name, file in agent_files.declared(folder):
         if file not in places.setdefault(name, []):
             places[name].append(file)
     files, twice, misplaced = dict[Path, None](), dict[str, DeclarationError](), dict[str, DeclarationError]()
@@ -298,65 +359,6 @@ def _agent_files(folder: Path) -> tuple[list[Path], dict[str, DeclarationError]]
         elif mine is None:
             misplaced[name] = DeclarationError(*_misplaced(name, there[0]))
     return list(files), twice | misplaced
-
-
-def _declared(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield name and file of the agents in `folder`, by file name, as their source says.
-
-    A file that cannot be read as Python may be one: it is listed under its own name; importing it tells why.
-    """
-    for file in _files(folder):
-        tree = _parsed(file)
-        if tree is not None:
-            for name in _assigned(tree):
-                yield name or file.stem, file
-        elif re.fullmatch(r"[a-z][a-z0-9_]*", file.stem):
-            yield file.stem, file
-
-
-def _parsed(file: Path) -> ast.Module | None:
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError, RecursionError):
-        return None
-
-
-def _files(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.glob("[!.]*.py")) if file.is_file()]
-
-
-def _assigned(tree: ast.Module) -> Iterator[str | None]:
-    """Yield the name in each top-level ``x = Agent("name")``, None where it is not written out."""
-    ways = _ways_to_agent(tree)
-    for statement in tree.body:
-        if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(statement.value, ast.Call):
-            continue
-        call = statement.value
-        if ast.unparse(call.func) not in ways:
-            continue
-        given = [*call.args[:1], *(each.value for each in call.keywords if each.arg == "name")]
-        name = given[0].value if given and isinstance(given[0], ast.Constant) else None
-        yield name if isinstance(name, str) else None
-
-
-def _seems_an_agent(tree: ast.Module) -> bool:
-    ways = _ways_to_agent(tree)
-    calls = (ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call))
-    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-    decorators = (ast.unparse(each) for function in functions for each in function.decorator_list)
-    return any(call in ways for call in calls) or any(re.match(r"\w+\.on\b", each) for each in decorators)
-
-
-def _ways_to_agent(tree: ast.Module) -> set[str]:
-    """Return how this module may call choreo's Agent; one of somebody else's is not ours."""
-    ways = set()
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            ways |= {f"{each.asname or 'choreo'}.Agent" for each in node.names if each.name == "choreo"}
-        elif isinstance(node, ast.ImportFrom) and node.module in ("choreo", "choreo.agent"):
-            ways |= {each.asname or "Agent" for each in node.names if each.name in ("Agent", "*")}
-    return ways
 
 
 def _stem(name: str) -> str:

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from choreo.cli import bench, check, complaints, dev, dlq, graph, inspect, output, publish, run, streams
+from choreo.cli import bench, check, complaints, dev, dlq, graph, inspect, new, output, publish, run, streams
 from choreo.errors import ChoreoError, ConfigurationError
 from choreo.importing import imported_by, inherit
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command("new")(new.new)
 app.command("dev")(dev.dev)
 app.command("run")(run.run)
 app.command("publish")(publish.publish)

@@ -66,6 +66,7 @@ def dev(
     Other commands in the same project (publish, inspect, dlq, run) find this broker by themselves, unless a setting
     names another one.
     """
+    from choreo import loader
     from choreo.config.settings import load
     from choreo.observe import logs
     from choreo.runtime.starting import Start
@@ -78,11 +79,11 @@ def dev(
     logs.configure(settings.log_level, log_format)
     kind = _kind(settings, broker, port, persist, url=url)
     # Before the broker: what cannot be imported is a mistake to say at once, and not below a broker that came and went.
-    if kind is None and not names and not settings.agents_folder.is_dir():
+    if kind is None and not names and not loader.any_agents(settings.agents_folder):
         raise ConfigurationError(
             f"there is nothing to run: {settings.name_of('url')} names a broker, and there is no agents folder"
             f" {settings.agents_folder}",
-            "write an agent there, or start a broker alone: --broker embedded",
+            "write an agent there (choreo new NAME makes a project), or start a broker alone: --broker embedded",
         )
     agents, left_out = _agents(names or [], settings, reload=reload)
     with ExitStack() as stack:
@@ -150,7 +151,7 @@ def _agents(names: list[str], settings: Settings, *, reload: bool) -> tuple[list
     from choreo import loader
 
     if not reload:
-        there = names or settings.agents_folder.is_dir()
+        there = names or loader.any_agents(settings.agents_folder)
         return run.find_good(names, settings) if there else ([], [])
     run.require_watchfiles()
     for name in names:
@@ -174,8 +175,10 @@ def _serving(
     from choreo.runtime.service import serve
 
     folder = settings.agents_folder
-    if not names and not folder.is_dir():
-        output.tell(f"agents   none: there is no folder {folder}; only the broker runs")
+    if not names and not loader.any_agents(folder):
+        output.tell(
+            f"agents   none: there is no folder {folder} (choreo new NAME makes a project); only the broker runs"
+        )
         return nobody(ready)
     if agents is None:
         shown = ", ".join(names or loader.known(folder)) or f"none yet in {folder}"

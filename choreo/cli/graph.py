@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from choreo.cli import options, output
+from choreo.cli import complaints, options, output
 
 if TYPE_CHECKING:
     from choreo.config.settings import Settings
@@ -48,7 +48,7 @@ def graph(
     output.keep_data_apart()
     settings = options.settings()
     logs.configure(settings.log_level, settings.log_format)
-    choreography = declared(names or (), settings)
+    choreography = declared(names or (), settings, whole=False)
     match form:
         case Format.TEXT:
             output.write(render.as_text(choreography, settings.namespace), nl=False)
@@ -58,13 +58,22 @@ def graph(
             output.write_json(render.as_json(choreography, settings.namespace))
 
 
-def declared(names: Sequence[str], settings: Settings) -> Choreography:
-    """Return the choreography of the named agents, or of all in the agents folder; it is an error to have none."""
+def declared(names: Sequence[str], settings: Settings, *, whole: bool = True) -> Choreography:
+    """Return the choreography of the named agents, or of all there are; it is an error to have none.
+
+    Unless it shall be whole, installed agents that are broken are left out, and that is said.
+    """
     from choreo import loader
     from choreo.graph.choreography import Choreography
 
     folder = settings.agents_folder
-    agents = [loader.load(name, folder) for name in names] if names else loader.load_all(folder)
+    if names:
+        agents = [loader.load(name, folder) for name in names]
+    elif whole:
+        agents = loader.load_all(folder)
+    else:
+        agents, left_out = loader.load_sound(folder)
+        complaints.of_left_out(left_out)
     if not agents:
         raise loader.nobody(folder)
     return Choreography.of(agents)

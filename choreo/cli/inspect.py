@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from choreo.cli import options
+from choreo.cli import complaints, options
 from choreo.cli import output as out
 from choreo.cli.options import Output, OutputOption, Url
 from choreo.printable import visible
@@ -124,10 +124,11 @@ def _agents(what: str, settings: Settings, *, may_be_none: bool) -> list[Agent]:
         if near and what not in loader.known(folder):
             raise options.not_allowed("inspect", what, f"{', '.join(_WORDS)} or an agent; did you mean {near[0]}?")
         return [loader.load(what, folder)]
-    if may_be_none and not folder.is_dir():
+    if may_be_none and not loader.any_agents(folder):
         out.note(f"choreo: there is no agents folder {folder}; showing what the broker has")
         return []
-    agents = loader.load_all(folder)
+    agents, left_out = loader.load_sound(folder)
+    complaints.of_left_out(left_out)
     out.note_forgotten(None, settings)
     return agents
 
@@ -137,12 +138,12 @@ def _names(settings: Settings, management: Management | None) -> list[str]:
     from choreo import loader
 
     folder = settings.agents_folder
-    if not folder.is_dir():
+    if not loader.any_agents(folder):
         shown = "what the broker has"
         if management is None:
             shown = "what all agents share; with CHOREO_MANAGEMENT_URL, also what the broker has besides"
         out.note(f"choreo: there is no agents folder {folder}; showing {shown}")
-    return loader.declared(folder)
+    return loader.known(folder)
 
 
 def _look_at_queues(agents: Sequence[str], names: Names, management: Management | None, *, everything: bool) -> Look:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from choreo.cli import options
+from choreo.cli import complaints, options
 from choreo.cli.options import Output, OutputOption, Url
 from choreo.cli.output import keep_data_apart, note, note_broker, progress, wait_for, write_json
 from choreo.cli.output import write as write_text
@@ -128,7 +128,8 @@ def _form(topic: str, changes: Iterable[str], settings: Settings, *, raw: bool) 
     wanted = tuple(Change.parse(each) for each in changes)
     if raw:
         return Form.raw(topic, wanted, settings.max_body)
-    loader.load_all(settings.agents_folder)
+    _, left_out = loader.load_sound(settings.agents_folder)
+    complaints.of_left_out(left_out)
     return Form.known(topic, wanted, settings.max_body)
 
 

@@ -86,7 +86,7 @@ class Reader:
         return result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/synchronous.md"])
 def test_the_page_works_as_written(
     page: str, project: Path, broker_url: str, vhost: str, start_choreo: Callable[..., Running]
 ) -> None:
@@ -101,9 +101,12 @@ def test_the_page_of_the_embedded_broker_works_without_any_other(
     Reader(project, None, start_choreo).read("docs/embedded.md")
 
 
-def test_the_page_on_testing_works_without_a_broker(project: Path, start_choreo: Callable[..., Running]) -> None:
+@pytest.mark.parametrize(
+    "page", ["docs/testing.md", "docs/databases.md", "docs/ordering.md", "docs/packaging.md", "docs/wrapping.md"]
+)
+def test_the_page_works_without_a_broker(page: str, project: Path, start_choreo: Callable[..., Running]) -> None:
     """Everything that it shows runs where no RabbitMQ is."""
-    Reader(project, "amqp://127.0.0.1:1", start_choreo).read("docs/testing.md")
+    Reader(project, "amqp://127.0.0.1:1", start_choreo).read(page)
 
 
 def test_the_picture_in_readme_is_the_one_that_choreo_draws(

@@ -55,7 +55,7 @@ def test_a_wrong_value_is_said_with_what_is_allowed(choreo: Run, command: str, a
         ("dlq show", "missing argument 'AGENT'", "choreo dlq show [OPTIONS] AGENT"),
         ("run --blah", "no such option: --blah", "choreo run [OPTIONS] [NAME]..."),
         ("publish a b c", "got unexpected extra argument(s) (c)", "choreo publish [OPTIONS] TOPIC"),
-        ("pubish", "no such command 'pubish'", "known: dev, run, publish, inspect"),
+        ("pubish", "no such command 'pubish'", "known: new, dev, run, publish, inspect"),
     ],
 )
 def test_a_command_line_that_typer_refuses(choreo: Run, command: str, message: str, hint: str) -> None:

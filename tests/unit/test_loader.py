@@ -16,7 +16,19 @@ import pytest
 
 from choreo.errors import ChoreoError, ConfigurationError, DeclarationError, InvalidName, UnknownAgent
 from choreo.graph.choreography import Choreography
-from choreo.loader import forgotten, known, load, load_all, load_good, nobody, require, without_agent
+from choreo.importing import imported_by
+from choreo.loader import (
+    any_agents,
+    forgotten,
+    known,
+    load,
+    load_all,
+    load_good,
+    load_sound,
+    nobody,
+    require,
+    without_agent,
+)
 
 Write = Callable[..., Path]
 
@@ -706,7 +718,9 @@ def test_an_entry_point_to_another_agent(folder: Path, write: Write, install: Ca
 
     error = refused(DeclarationError, "payment", folder)
 
-    assert error.message == 'the entry point shop.agents:agent holds the agent "billing", not "payment"'
+    assert (
+        error.message == 'entry point "payment" of shop 1.0: shop.agents:agent holds the agent "billing", not "payment"'
+    )
 
 
 @pytest.mark.parametrize(
@@ -714,7 +728,7 @@ def test_an_entry_point_to_another_agent(folder: Path, write: Write, install: Ca
     [
         ("shop.agnts:agent", 'there is no module "shop.agnts"'),
         ("shop.agents:agnt", "shop.agents:agnt does not exist"),
-        ("shop.events", "the entry point shop.events holds no agent"),
+        ("shop.events", "shop.events holds no agent"),
     ],
 )
 def test_an_entry_point_to_nothing(
@@ -725,7 +739,7 @@ def test_an_entry_point_to_nothing(
     write("agents", AGENT.format(name="payment"), below=site / "shop")
     write("events", "", below=site / "shop")
 
-    assert refused(UnknownAgent, "payment", folder).message == message
+    assert refused(UnknownAgent, "payment", folder).message == f'entry point "payment" of shop 1.0: {message}'
 
 
 def test_an_entry_points_own_exception_surfaces(folder: Path, write: Write, install: Callable[[str], Path]):
@@ -748,19 +762,20 @@ def test_two_packages_with_one_entry_point(folder: Path, install: Callable[[str,
     assert "bank (bank.agents:agent)" in error.message
 
 
-def test_all_agents_of_the_folder(folder: Path, write: Write, install: Callable[[str], Path]):
-    """Every agent file is imported in sorted order, other modules and installed agents are not."""
+def test_all_agents_of_the_folder(folder: Path, write: Write, install: Callable[..., Path]):
+    """Every agent file is imported in sorted order, then what is installed; other modules are not."""
     for name in ("shipping", "order", "payment"):
         write(
             name, f"from choreo import Agent\nimport crew.events as e\ne.seen.append('{name}')\na = Agent('{name}')\n"
         )
     write("events", "seen = []\n")
     write("script", "raise SystemError('imported')\n")
-    install("billing = shop.agents:agent")
+    write("agents", AGENT.format(name="billing"), below=install("billing = shop.agents:agent") / "shop")
+    install("payment = nowhere:agent", "other")
 
     agents = load_all(folder)
 
-    assert [agent.name for agent in agents] == ["order", "payment", "shipping"]
+    assert [agent.name for agent in agents] == ["order", "payment", "shipping", "billing"]
     assert sys.modules["crew.events"].seen == ["order", "payment", "shipping"]
 
 
@@ -808,6 +823,32 @@ def test_what_is_good_of_names(folder: Path, write: Write):
         load_good(folder, ["bill", "bell"])
     with pytest.raises(InvalidName):
         load_good(folder, ["bill", "../bill"])
+
+
+def test_an_installed_agent_that_is_broken(folder: Path, write: Write, install: Callable[[str, str], Path]):
+    """It is said by its name and its distribution, and keeps nobody from their own agents, except who wants all."""
+    write("order")
+    write("bank", "import nowhere_at_all\n", below=install("billing = bank:agent", "bank"))
+    install("postage = post:agent", "post")
+    write("fax", AGENT.format(name="fax"), below=install("fax = fax:agent", "fax"))
+
+    for agents, left_out in (load_sound(folder), load_good(folder)):
+        assert [agent.name for agent in agents] == ["order", "fax"]
+        assert list(left_out) == ['entry point "billing" of bank 1.0', 'entry point "postage" of post 1.0']
+        billing, postage = left_out.values()
+        assert isinstance(billing, ModuleNotFoundError)
+        assert imported_by(billing) == 'bank, entry point "billing" of bank 1.0,'
+        assert str(postage).startswith('entry point "postage" of post 1.0: there is no module "post"')
+    with pytest.raises(ModuleNotFoundError, match="nowhere_at_all"):
+        load_all(folder)
+
+
+def test_installed_agents_need_no_folder(tmp_path: Path, write: Write, install: Callable[[str], Path]):
+    """A machine that only runs what is installed has no agents folder."""
+    write("fax", AGENT.format(name="fax"), below=install("fax = fax:agent"))
+
+    assert any_agents(tmp_path / "agents")
+    assert [agent.name for agent in load_all(tmp_path / "agents")] == ["fax"]
 
 
 def test_what_is_good_of_no_folder(tmp_path: Path):
