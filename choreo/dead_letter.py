@@ -19,6 +19,7 @@ from choreo.message import (
     ATTEMPT,
     CE,
     CORRELATION,
+    DEATHS,
     EXPIRATION,
     FIRST_FAILURE,
     MAX_HEADER_BYTES,
@@ -297,7 +298,7 @@ def _derived(message: Message, topic: str) -> str | None:
 
 
 def _broker_death(headers: Mapping[str, Any]) -> Mapping[str, Any]:
-    deaths = headers.get("x-death")
+    deaths = headers.get(DEATHS)
     return deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
 
 

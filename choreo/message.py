@@ -42,12 +42,20 @@ ORDER: Final = "choreo-order"
 
 NOTE: Final = "choreo-dead-"  # how the names of a dead letter's notes begin
 
-DELIVERY_COUNT: Final = "x-delivery-count"  # the broker's: how often a message came back unsettled
+# Headers of RabbitMQ's own.
+DELIVERY_COUNT: Final = "x-delivery-count"  # how often a message came back unsettled
+ACQUIRED_COUNT: Final = "x-acquired-count"
+STREAM_OFFSET: Final = "x-stream-offset"
+DEATHS: Final = "x-death"  # each queue that a message died in, and why
+FIRST_DEATH: Final = "x-first-death-"  # how the names begin
+LAST_DEATH: Final = "x-last-death-"
+CC: Final = "CC"  # further routing keys
+BCC: Final = "BCC"
 
 # What the broker adds to a message it has dead-lettered or redelivered. Copied on, `x-death` makes brokers before 4.0.1
 # drop the message as a cycle, and CC/BCC would send it to further queues.
-_BROKERS_OWN: Final = frozenset(("x-death", DELIVERY_COUNT, "x-acquired-count", "x-stream-offset", "CC", "BCC"))
-_BROKERS_PREFIXES: Final = ("x-first-death-", "x-last-death-")
+_BROKERS_OWN: Final = frozenset((DEATHS, DELIVERY_COUNT, ACQUIRED_COUNT, STREAM_OFFSET, CC, BCC))
+_BROKERS_PREFIXES: Final = (FIRST_DEATH, LAST_DEATH)
 # What choreo writes on a message that it sends once more, to itself; a dead letter's notes begin with NOTE.
 _NOTES: Final = frozenset((ATTEMPT, TOPIC, FIRST_FAILURE, ASIDE, ORDER))
 # The most bytes that each of them takes, and the id that a message without one gets: name, type, length and value.

@@ -21,7 +21,21 @@ from collections.abc import Iterator
 from typing import Final
 
 from choreo.amqp import decode, encode
-from choreo.message import ASIDE, CE, EXPIRATION, FIRST_FAILURE, ORDER, TOPIC, Message, is_note
+from choreo.message import (
+    ASIDE,
+    BCC,
+    CC,
+    CE,
+    DEATHS,
+    EXPIRATION,
+    FIRST_DEATH,
+    FIRST_FAILURE,
+    LAST_DEATH,
+    ORDER,
+    TOPIC,
+    Message,
+    is_note,
+)
 
 _HEADERS: Final = 0x2000
 _EXPIRATION: Final = 0x0100
@@ -44,8 +58,8 @@ _PROPERTIES: Final = (
 )
 _SIZES: Final = dict(zip(b"tbBsuIilLfdDTV", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0), strict=True))
 _ID: Final = (CE + "id").encode()
-_COPIES: Final = ("CC", "BCC")
-_DEATHS: Final = ("x-death", "x-first-death-", "x-last-death-")
+_COPIES: Final = (CC, BCC)
+_DEATHS: Final = (DEATHS, FIRST_DEATH, LAST_DEATH)
 _U32: Final = struct.Struct(">I")
 
 

@@ -23,6 +23,7 @@ from aiormq.abc import AbstractChannel
 from pamqp import commands
 from yarl import URL
 
+from choreo.amqp import reply_codes
 from choreo.config.broker_url import BrokerUrl
 from choreo.errors import BrokerUnreachable, ChoreoError, TopologyMismatch
 from choreo.message import Message
@@ -331,7 +332,7 @@ class RabbitSession:
                 if await self._survives(queue):
                     on_timeout(translate.timed_out(queue), guessed=True)
                     return
-        self._end(translate.cancelled(queue, deleted=queue in self._gone))
+        self._end(reply_codes.cancelled(queue, deleted=queue in self._gone))
 
     async def _survives(self, queue: str) -> bool:
         """Whether `queue` is there, and was since it was subscribed to.

@@ -9,28 +9,22 @@ from typing import Final
 
 from aiormq import exceptions as amqp
 
+from choreo.amqp import reply_codes
 from choreo.config.broker_url import BrokerUrl
-from choreo.errors import AccessRefused, BrokerUnreachable, ChoreoError, ConfigurationError, TopologyMismatch
+from choreo.errors import AccessRefused, BrokerUnreachable, ChoreoError, ConfigurationError
 
-_LATER: Final = (320, 506, 541)  # closed by an operator, out of resources, internal error: it may pass
+# Closed by an operator, out of resources, an error within: it may pass.
+_LATER: Final = (reply_codes.CONNECTION_FORCED, reply_codes.RESOURCE_ERROR, reply_codes.INTERNAL_ERROR)
 _LIMIT: Final = re.compile(r"limit \(\d+\) is reached|limit cannot be queried|is down\b")  # so may these
 _EXPIRED: Final = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 _MISMATCH: Final = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
-_ACCESS_REFUSED: Final = 403
 _CODES: Final = {  # of what closes a channel and not the connection
-    amqp.ChannelAccessRefused: _ACCESS_REFUSED,
-    amqp.ChannelNotFoundEntity: 404,
-    amqp.ChannelLockedResource: 405,
-    amqp.ChannelPreconditionFailed: 406,
+    amqp.ChannelAccessRefused: reply_codes.ACCESS_REFUSED,
+    amqp.ChannelNotFoundEntity: reply_codes.NOT_FOUND,
+    amqp.ChannelLockedResource: reply_codes.RESOURCE_LOCKED,
+    amqp.ChannelPreconditionFailed: reply_codes.PRECONDITION_FAILED,
 }
-_INEQUIVALENT: Final = re.compile(
-    r"inequivalent arg '(?P<argument>[^']+)' for (?P<kind>queue|exchange) '(?P<name>[^']+)'.*?:"
-    r" received (?P<received>.+?) but current is (?P<current>.+?)\"?$"
-)
-
-_GONE: Final = re.compile(r"NOT_FOUND - no (?P<kind>queue|exchange) '(?P<name>.+)' in vhost ")
 _TIMED_OUT: Final = re.compile(r"delivery acknowledgement on channel \d+ timed out.*?: (-?\d+) ms")
-_DELETED: Final = {"queue": "the queue was deleted, and what it held is gone", "exchange": "the exchange was deleted"}
 _LONGER: Final = (
     "raise what limits it: the policy key consumer-timeout (rabbitmqctl list_policies), or consumer_timeout in"
     " rabbitmq.conf; or make the reaction faster"
@@ -141,12 +135,6 @@ def timed_out(queue: str) -> ChoreoError:
     )
 
 
-def cancelled(queue: str, *, deleted: bool) -> ChoreoError:
-    """Return why a consumer of `queue` was cancelled; not `deleted`: nothing has missed the queue so far."""
-    moved = "" if deleted else ", or its leader moved"
-    return BrokerUnreachable(f"the broker cancelled the consumer of {queue!r}: {_DELETED['queue']}{moved}")
-
-
 def flag_off(text: str) -> ChoreoError | None:
     """Return what it means that the broker refuses a stream with `text`, None when it says something else.
 
@@ -166,43 +154,12 @@ def declaring(error: BaseException) -> ChoreoError:
     """Return what a refused declaration, binding or subscription means for the user."""
     code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), None)
     if code is not None:
-        return refusal(code, str(error))
+        return reply_codes.refusal(code, str(error))
     return (
         lost(error)
         if isinstance(error, amqp.AMQPConnectionError)
         else BrokerUnreachable(f"the broker did not answer a declaration: {_reason(error)}")
     )
-
-
-def refusal(code: int, text: str) -> ChoreoError:
-    """Return what a broker means that closes a channel with AMQP's reply code `code`."""
-    found = _INEQUIVALENT.search(text)
-    if found is not None:
-        kind, name = found["kind"], found["name"]
-        # rabbitmqctl deletes queues, but no exchanges.
-        delete = (
-            f"empty it and rabbitmqctl delete_queue {name}" if kind == "queue" else "delete it in the management UI"
-        )
-        return TopologyMismatch(
-            f"{kind} {name!r} exists on the broker with {found['argument']} = {found['current']},"
-            f" choreo declares {found['received']}",
-            f"{delete}, then start again; or keep it and use another namespace (CHOREO_NAMESPACE)",
-        )
-    if (gone := _GONE.search(text)) is not None:
-        # It was declared before anybody asked for it, and is so again: no configuration is wrong.
-        return BrokerUnreachable(
-            f"the broker has no {gone['kind']} {gone['name']!r}: {_DELETED[gone['kind']]}",
-            "a worker declares it anew; choreo inspect queues shows which there are",
-        )
-    if code == _ACCESS_REFUSED:
-        return AccessRefused(
-            f"the broker refused: {text}",
-            "give the user permission on the namespace:"
-            ' rabbitmqctl set_permissions USER "^choreo\\." "^choreo\\." "^choreo\\."',
-        )
-    if code in _CODES.values():
-        return ConfigurationError(f"the broker refused: {text}", "look at the queue with choreo inspect queues")
-    return BrokerUnreachable(f"the connection to the broker was lost: {text}")
 
 
 def _reason(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from choreo.broker.core.message import Death, Message, Properties
 from choreo.broker.core.ready_messages import Entry
+from choreo.message import DEATHS, FIRST_DEATH, LAST_DEATH
 
 
 def buried(entry: Entry, reason: str, queue: str, exchange: str, key: str | None, now: float) -> Message:
@@ -50,11 +51,11 @@ def shown(message: Message, more: Mapping[str, Any] | None = None) -> Properties
     """Return the properties as a consumer sees them: with `more` headers, and those that tell of its deaths."""
     headers = dict(more or {})
     if message.first_death and message.last_death:
-        headers["x-death"] = [_table(death) for death in message.deaths]
+        headers[DEATHS] = [_table(death) for death in message.deaths]
         for name, value in zip(("reason", "queue", "exchange"), message.first_death, strict=True):
-            headers[f"x-first-death-{name}"] = value
+            headers[FIRST_DEATH + name] = value
         for name, value in zip(("reason", "queue", "exchange"), message.last_death, strict=True):
-            headers[f"x-last-death-{name}"] = value
+            headers[LAST_DEATH + name] = value
     return message.properties.with_headers(headers, expires=not message.deaths)
 
 

@@ -2,30 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
-
+from choreo.amqp import reply_codes
 from choreo.errors import ChoreoError
-
-# Source: AMQP 0-9-1 section 1.2; those from 500 on, and 320, close the connection.
-NAMES: Final = {
-    311: "CONTENT_TOO_LARGE",
-    313: "NO_CONSUMERS",
-    320: "CONNECTION_FORCED",
-    402: "INVALID_PATH",
-    403: "ACCESS_REFUSED",
-    404: "NOT_FOUND",
-    405: "RESOURCE_LOCKED",
-    406: "PRECONDITION_FAILED",
-    501: "FRAME_ERROR",
-    502: "SYNTAX_ERROR",
-    503: "COMMAND_INVALID",
-    504: "CHANNEL_ERROR",
-    505: "UNEXPECTED_FRAME",
-    506: "RESOURCE_ERROR",
-    530: "NOT_ALLOWED",
-    540: "NOT_IMPLEMENTED",
-    541: "INTERNAL_ERROR",
-}
 
 
 class AmqpError(ChoreoError):
@@ -37,14 +15,14 @@ class AmqpError(ChoreoError):
 
     def __init__(self, code: int, detail: str, method: tuple[int, int] = (0, 0)) -> None:
         self.code = code
-        self.text = f"{NAMES[code]} - {detail}"
+        self.text = f"{reply_codes.NAMES[code]} - {detail}"
         self.method = method
         super().__init__(self.text)
 
     @property
     def closes_connection(self) -> bool:
         """Whether the whole connection ends, and not only the channel."""
-        return self.code >= 500 or self.code == 320
+        return reply_codes.closes_connection(self.code)
 
 
 def field_type(value: object) -> str:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 from choreo.broker.core.failure import AmqpError, field_type
-from choreo.message import FarTime
+from choreo.message import BCC, CC, FarTime
 
 LONGEST: Final = 315_360_000_000  # milliseconds of any length of time: ten years
 REPLY_TO: Final = "amq.rabbitmq.reply-to"  # https://www.rabbitmq.com/docs/direct-reply-to
@@ -94,9 +94,9 @@ class BasicProperties:
     def copies(self) -> tuple[list[Any], list[Any]] | None:
         """See Properties."""
         headers = self.headers
-        if not headers or ("CC" not in headers and "BCC" not in headers):
+        if not headers or (CC not in headers and BCC not in headers):
             return None
-        return headers.get("CC", []), headers.get("BCC", [])
+        return headers.get(CC, []), headers.get(BCC, [])
 
     @property
     def wants_direct_reply(self) -> bool:
@@ -156,10 +156,10 @@ class Message(NamedTuple):
         keys: tuple[str, ...] = (routing_key,)
         hidden: tuple[str, ...] = ()
         if copies is not None:
-            shown, hidden = (_keys(name, value) for name, value in zip(("CC", "BCC"), copies, strict=True))
+            shown, hidden = (_keys(name, value) for name, value in zip((CC, BCC), copies, strict=True))
             keys = (routing_key, *shown, *hidden)
             if hidden:
-                properties = properties.with_headers({"BCC": None}, expires=True)
+                properties = properties.with_headers({BCC: None}, expires=True)
         if sender is not None and sender != user:
             raise AmqpError(406, f"user_id property set to '{sender}' but authenticated user was '{user}'")
         return cls(exchange, keys, properties, body, ttl, hidden)

@@ -12,6 +12,7 @@ from choreo.broker.core.message import Message, Properties
 from choreo.broker.core.persistence import Counted, Stored
 from choreo.broker.core.queues import Consumer, Queue, Surroundings
 from choreo.broker.core.ready_messages import Entry, QuorumReady, Ready
+from choreo.message import ACQUIRED_COUNT, DELIVERY_COUNT
 
 _PATIENCE: Final = 180.0  # seconds until at-least-once dead-lettering tries again
 _OUTSTANDING: Final = 32  # messages of one queue that it has tried and that have not arrived
@@ -109,10 +110,10 @@ class QuorumQueue(Queue):
 
     def shown(self, entry: Entry) -> Properties:
         """See Queue."""
-        counts = {"x-acquired-count": entry.returns or entry.failures}
+        counts = {ACQUIRED_COUNT: entry.returns or entry.failures}
         if entry.failures:
-            counts["x-delivery-count"] = entry.failures
-        return shown(entry.message, counts if counts["x-acquired-count"] else None)
+            counts[DELIVERY_COUNT] = entry.failures
+        return shown(entry.message, counts if counts[ACQUIRED_COUNT] else None)
 
     def _put_back(self, entry: Entry, *, failed: bool) -> None:
         limit = self.terms.delivery_limit

@@ -15,7 +15,7 @@ from choreo.broker.core.outbound import QueueOk
 from choreo.broker.core.persistence import Settled, Stored
 from choreo.broker.core.queues import Consumer, Held, Queue, Surroundings
 from choreo.broker.core.ready_messages import Entry
-from choreo.message import FarTime
+from choreo.message import STREAM_OFFSET, FarTime
 
 
 class StreamQueue(Queue):
@@ -141,7 +141,7 @@ class StreamQueue(Queue):
 
     def shown(self, entry: Entry) -> Properties:
         """See Queue."""
-        return shown(entry.message, {"x-stream-offset": entry.number})
+        return shown(entry.message, {STREAM_OFFSET: entry.number})
 
     def settle(self, entry: Entry, consumer: Consumer) -> None:
         """See Queue."""

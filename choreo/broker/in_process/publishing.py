@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from typing import Final, Literal
 
-from choreo.amqp import decode, encode
+from choreo.amqp import decode, encode, reply_codes
 from choreo.broker.core import Ack, AmqpError, BasicProperties, Channel, Nack, Returned, Sent, Sink
 from choreo.broker.in_process.host import Host
 from choreo.broker.in_process.post import Post
@@ -16,7 +16,11 @@ from choreo.message import Message
 from choreo.transport import FRAME_MAX, Confirmed, Publication, Refused, Unknown, nacked
 
 GONE: Final = "the connection was lost before the confirmation"
-_REFUSALS: Final[dict[int, Literal["missing", "rejected"]]] = {404: "missing", 403: "rejected", 406: "rejected"}
+_REFUSALS: Final[dict[int, Literal["missing", "rejected"]]] = {
+    reply_codes.NOT_FOUND: "missing",
+    reply_codes.ACCESS_REFUSED: "rejected",
+    reply_codes.PRECONDITION_FAILED: "rejected",
+}
 _LARGEST_HEADERS: Final = FRAME_MAX - 20  # bytes: what one frame of RabbitMQ's usual size holds
 _PERSISTENT: Final = 2
 

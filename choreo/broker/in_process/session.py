@@ -11,21 +11,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+from choreo.amqp import reply_codes
 from choreo.broker.core import AmqpError, BasicProperties, Cancelled, Channel, Deliver, Got, Sent, Sink
 from choreo.broker.in_process.host import Host
 from choreo.broker.in_process.post import Post
 from choreo.broker.in_process.publishing import Publishing
 from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.message import Message
-from choreo.rabbit import translate
 from choreo.topology import Exchange, Queue, Topology
 from choreo.transport import Delivery, OnDelivery, OnTimeout, Publication, QueueStats, Server
 
 _CHANNELS: Final = 2048
 _FOLLOWS: Final = "4.3"  # the release of RabbitMQ that the embedded broker does as
-
-
-_INEQUIVALENT: Final = 406
 
 
 async def connect(host: Host) -> InProcessSession:
@@ -58,7 +55,7 @@ class InProcessSession:
                 try:
                     channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
                 except AmqpError as error:
-                    if error.code != _INEQUIVALENT or queue.before is None:
+                    if error.code != reply_codes.PRECONDITION_FAILED or queue.before is None:
                         raise
                     channel = self.open_channel(_ignore)
                     channel.queue_declare(queue.name, durable=True, arguments=dict(queue.before))
@@ -67,7 +64,7 @@ class InProcessSession:
                 bind = channel.queue_bind if binding.to == "queue" else channel.exchange_bind
                 bind(binding.destination, binding.source, binding.pattern)
         except AmqpError as error:
-            raise translate.refusal(error.code, error.text) from error
+            raise reply_codes.refusal(error.code, error.text) from error
         finally:
             channel.close()
         return tuple(older)
@@ -81,7 +78,7 @@ class InProcessSession:
             for exchange in topology.exchanges:
                 channel.exchange_delete(exchange.name)
         except AmqpError as error:
-            raise translate.refusal(error.code, error.text) from error
+            raise reply_codes.refusal(error.code, error.text) from error
         finally:
             channel.close()
 
@@ -100,7 +97,7 @@ class InProcessSession:
         try:
             consumer.start(prefetch)
         except AmqpError as error:
-            raise translate.refusal(error.code, error.text) from error
+            raise reply_codes.refusal(error.code, error.text) from error
         self._consumers.add(consumer)
         return consumer
 
@@ -119,9 +116,9 @@ class InProcessSession:
         try:
             found = channel.queue_declare(queue, passive=True)
         except AmqpError as error:
-            if error.code == 404:
+            if error.code == reply_codes.NOT_FOUND:
                 return None
-            raise translate.refusal(error.code, error.text) from error
+            raise reply_codes.refusal(error.code, error.text) from error
         finally:
             channel.close()
         return QueueStats(queue, found.messages, found.consumers)
@@ -174,7 +171,7 @@ class InProcessSession:
         self._consumers.discard(consumer)
 
     def _rejected(self, error: AmqpError) -> None:
-        self.cut(translate.refusal(error.code, error.text))
+        self.cut(reply_codes.refusal(error.code, error.text))
 
 
 class InProcessConsumer:
@@ -234,7 +231,7 @@ class InProcessConsumer:
         try:
             say()
         except AmqpError as error:
-            self._session.cut(translate.refusal(error.code, error.text))
+            self._session.cut(reply_codes.refusal(error.code, error.text))
 
     def _take(self, sent: Sent) -> None:
         match sent:
@@ -243,7 +240,7 @@ class InProcessConsumer:
                     Delivery(received(sent), sent.exchange, sent.routing_key, sent.delivery_tag, sent.redelivered, self)
                 )
             case Cancelled():
-                self._session.cut(translate.cancelled(self.queue, deleted=True))
+                self._session.cut(reply_codes.cancelled(self.queue, deleted=True))
 
 
 def received(sent: Deliver | Got) -> Message:

@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 
 from choreo.amqp import decode, encode
 from choreo.broker.core.message import REPLY_TO
+from choreo.message import BCC, CC
 
 _HEADERS: Final = 0x2000
 _EXPIRATION: Final = 0x0100
@@ -17,8 +18,8 @@ _REPLY_TO: Final = bytes((len(REPLY_TO),)) + REPLY_TO.encode()
 _SIZES: Final = dict(
     zip(b"tbBsuIilLfdDTVSxFA", (1, 1, 1, 2, 2, 4, 4, 8, 8, 4, 8, 5, 8, 0, -1, -1, -1, -1), strict=True)
 )
-_CC: Final = b"\x02CC"
-_BCC: Final = b"\x03BCC"
+_CC: Final = encode.short(CC)
+_BCC: Final = encode.short(BCC)
 
 
 class RawProperties:
@@ -110,9 +111,9 @@ class RawProperties:
             return None
         if self.raw.find(_CC, self._start, self._end) < 0 and self.raw.find(_BCC, self._start, self._end) < 0:
             return None
-        found = b"".join(field for name, field in self._fields() if name in (b"CC", b"BCC"))
+        found = b"".join(field for name, field in self._fields() if name in (_CC[1:], _BCC[1:]))
         headers = decode.message(_HEADERS.to_bytes(2) + _U32.pack(len(found)) + found, b"").headers
-        return (headers.get("CC", []), headers.get("BCC", [])) if headers else None
+        return (headers.get(CC, []), headers.get(BCC, [])) if headers else None
 
     @property
     def wants_direct_reply(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Final
 
 from aiormq.abc import AbstractChannel
 
-from choreo.amqp import decode, encode, frames, rewrite
+from choreo.amqp import decode, encode, frames, reply_codes, rewrite
 from choreo.envelope import new_id
 from choreo.message import Message
 from choreo.rabbit.lane.deadlines import Deadlines
@@ -29,9 +29,6 @@ _MOST_AT_ONCE: Final = 1 << 20  # bytes written in one turn of the loop
 _MAX_TEMPLATES: Final = 4096
 _USUAL_FRAME_MAX: Final = 131_072  # bytes
 _HEADER_OVERHEAD: Final = frames.CONTENT_FRAME.size + 1
-_ACCESS_REFUSED: Final = 403
-_NOT_FOUND: Final = 404
-_PRECONDITION_FAILED: Final = 406
 _EXCHANGE: Final = re.compile(r"exchange '([^']*)' in vhost")
 _TOPIC: Final = re.compile(r"access to topic '([^']*)' in exchange '([^']*)'")
 _TOO_LARGE: Final = re.compile(r"message size (\d+) is larger than configured max size")
@@ -168,7 +165,7 @@ class Publishing:
         refused = _refused(code, reason, list(self._in_flight.values()))
         for each in self._in_flight.values():
             if each in refused:
-                each.end(Refused("missing" if code == _NOT_FOUND else "rejected", reason))
+                each.end(Refused("missing" if code == reply_codes.NOT_FOUND else "rejected", reason))
             else:
                 why = f": {reason}" if reason else ""
                 each.end(Unknown(f"the connection was lost before the confirmation{why}"))
@@ -270,10 +267,10 @@ def _refused(code: int, reason: str, in_flight: list[_Publish]) -> list[_Publish
     What is too large is so whenever it comes. An exchange may have been there for the first and gone for the last of
     several: the broker works in order, and takes nothing more after the one that it rejects, so the last is refused.
     """
-    if code == _PRECONDITION_FAILED and (found := _TOO_LARGE.search(reason)):
+    if code == reply_codes.PRECONDITION_FAILED and (found := _TOO_LARGE.search(reason)):
         return [each for each in in_flight if each.size == int(found[1])]
-    if code == _ACCESS_REFUSED and (found := _TOPIC.search(reason)):
+    if code == reply_codes.ACCESS_REFUSED and (found := _TOPIC.search(reason)):
         return [each for each in in_flight if (each.routing_key, each.exchange) == (found[1], found[2])][-1:]
-    if code in (_NOT_FOUND, _ACCESS_REFUSED) and (found := _EXCHANGE.search(reason)):
+    if code in (reply_codes.NOT_FOUND, reply_codes.ACCESS_REFUSED) and (found := _EXCHANGE.search(reason)):
         return [each for each in in_flight if each.exchange == found[1]][-1:]
     return []
