@@ -14,7 +14,18 @@ from choreo import duration, pattern
 from choreo.duration import Duration
 from choreo.errors import DeclarationError
 from choreo.event import MAX_TOPIC, Event, declaration
-from choreo.reaction import Reaction, place, read_contract, read_otherwise, relative
+from choreo.reaction import (
+    Context,
+    Declare,
+    Given,
+    Reaction,
+    Resources,
+    Taken,
+    place,
+    read_contract,
+    read_otherwise,
+    relative,
+)
 from choreo.retry import Retry
 
 NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -27,7 +38,7 @@ DEFAULT_MAX_HOPS: Final = 64
 DEFAULT_MAX_TREE: Final = 100_000
 DEFAULT_MAX_RETURNS: Final = 100_000
 
-F = TypeVar("F", bound=Callable[..., Any])
+Failure = TypeVar("Failure", bound=BaseException)
 Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
 
 
@@ -108,7 +119,12 @@ class Agent:
         return other
 
     @overload
-    def on(self, function: F, /) -> F: ...
+    def on(self, function: Callable[[Taken], Given], /) -> Callable[[Taken], Given]: ...
+
+    @overload
+    def on(
+        self, function: Callable[[Taken, Context[Resources]], Given], /
+    ) -> Callable[[Taken, Context[Resources]], Given]: ...
 
     @overload
     def on(
@@ -117,12 +133,12 @@ class Agent:
         /,
         *,
         retry: Retry | None = None,
-        otherwise: Callable[..., Any] | None = None,
+        otherwise: Callable[[Taken, Failure], Given] | None = None,
         compensates: Callable[..., Any] | str | None = None,
         timeout: Duration | None = None,
         max_hops: int | None = None,
         max_tree: int | None = None,
-    ) -> Callable[[F], F]: ...
+    ) -> Declare: ...
 
     def on(
         self,
@@ -147,7 +163,7 @@ class Agent:
         """
         names = sys._getframe(1).f_locals  # noqa: SLF001 - annotations may name events of the surrounding function
 
-        def declare(function: F) -> F:
+        def declare(function: Callable[..., Any]) -> Callable[..., Any]:
             what = f"reaction {getattr(function, '__name__', function)!r} of agent {self.name}"
             contract = read_contract(function, what, names)
             policy = _policy(retry, what) or self.retry

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, TypeVar, dataclass_transform
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic._internal._model_construction import ModelMetaclass  # there is no public name for the class of classes
 from pydantic.errors import PydanticUndefinedAnnotation, PydanticUserError
 
@@ -72,6 +72,7 @@ def upcast(*, from_version: int) -> Callable[[Upcast], Upcast]:
     return mark
 
 
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field, PrivateAttr))
 class _Declared(ModelMetaclass):
     """The class of event classes: what pydantic cannot make is said as choreo says it, with the line of the class."""
 
@@ -137,7 +138,7 @@ class Event(BaseModel, metaclass=_Declared):
             cls.__choreo_codec__ = _codec(cls, where)
         _register(cls, topic, where)
 
-    if not TYPE_CHECKING:  # pydantic's plugin for mypy knows the signature of each class
+    if not TYPE_CHECKING:  # checkers know the signature of each class, and that nothing in it may be assigned
 
         @classmethod
         def model_construct(cls, _fields_set: set[str] | None = None, **values: Any) -> Self:
@@ -153,19 +154,19 @@ class Event(BaseModel, metaclass=_Declared):
                 made.__dict__[UNPROVEN] = True
             return made
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse, with the mend: an event that has happened does not change."""
-        if name.startswith("_"):
-            super().__setattr__(name, value)
-            return
-        raise self._mutated(name, "assigned")
+        def __setattr__(self, name: str, value: Any) -> None:
+            """Refuse, with the mend: an event that has happened does not change."""
+            if name.startswith("_"):
+                super().__setattr__(name, value)
+                return
+            raise self._mutated(name, "assigned")
 
-    def __delattr__(self, name: str) -> None:
-        """Refuse, as for an assignment."""
-        if name.startswith("_"):
-            super().__delattr__(name)
-            return
-        raise self._mutated(name, "deleted")
+        def __delattr__(self, name: str) -> None:
+            """Refuse, as for an assignment."""
+            if name.startswith("_"):
+                super().__delattr__(name)
+                return
+            raise self._mutated(name, "deleted")
 
     def _mutated(self, name: str, how: str) -> EventMutated:
         return EventMutated(

@@ -6,12 +6,13 @@ import collections.abc
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, overload
 
 import structlog
+from typing_extensions import TypeVar  # with a default before Python 3.13
 
 from choreo.envelope import Envelope
 from choreo.errors import DeclarationError
@@ -26,12 +27,16 @@ _GENERATORS = (
 )  # of A, what is sent to them, what they return
 
 
+Resources = TypeVar("Resources", default=Any)
+
+
 @dataclass(frozen=True, slots=True)
-class Context:
+class Context(Generic[Resources]):
     """What a reaction may want to know besides its event; ask for it with a second parameter ``ctx: Context``.
 
-    `attempt` counts from 1. `resources` is what the agent's lifespan yielded. `key` is the same on every try and
-    redelivery of one event to one reaction: use it as the idempotency key of an outside effect.
+    `attempt` counts from 1. `resources` is what the agent's lifespan yielded; with ``ctx: Context[Bank]`` type checkers
+    know it as a Bank. `key` is the same on every try and redelivery of one event to one reaction: use it as the
+    idempotency key of an outside effect.
     """
 
     event_id: str
@@ -42,7 +47,7 @@ class Context:
     hops: int
     agent: str
     reaction: str
-    resources: Any = None
+    resources: Resources = None  # type: ignore[assignment]  # of an agent without a lifespan
     headers: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -61,6 +66,24 @@ class Context:
             correlation_id=self.correlation_id,
         )
         return guarded(logger, awaited=True)
+
+
+# What type checkers know of a reaction's signature; the rest of the rules are `read_contract`'s, at import.
+_Some = Event | Iterable[Event | None] | AsyncIterable[Event | None] | None
+Taken = TypeVar("Taken", bound=Event | Envelope)
+Given = TypeVar("Given", bound=_Some | Awaitable[_Some])
+
+
+class Declare(Protocol):
+    """What ``@agent.on(...)`` decorates with: a function of an event, or of an event and its Context."""
+
+    @overload
+    def __call__(self, function: Callable[[Taken], Given], /) -> Callable[[Taken], Given]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[[Taken, Context[Resources]], Given], /
+    ) -> Callable[[Taken, Context[Resources]], Given]: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,7 +151,7 @@ def read_contract(function: Callable[..., Any], what: str, names: Mapping[str, A
     parameters = _parameters(function, what, allowed=2)
     first = parameters[0].name
     consumes = _consumed(hints.get(first), first, what)
-    if len(parameters) == 2 and hints.get(parameters[1].name) is not Context:
+    if len(parameters) == 2 and not _is_context(hints.get(parameters[1].name)):
         second = parameters[1].name
         raise DeclarationError(
             f"{what}: its second parameter {second!r} is {_shown(hints.get(second))}",
@@ -259,6 +282,11 @@ def _plain(annotation: Any) -> Any:
             annotation = annotation.__value__
         else:
             return annotation
+
+
+def _is_context(annotation: Any) -> bool:
+    annotation = _plain(annotation)
+    return annotation is Context or typing.get_origin(annotation) is Context
 
 
 def _is_event(annotation: Any) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Unpack
+
+from pydantic import SecretStr
 
 from choreo.config import dev_file
+from choreo.config.keywords import SettingsKeywords
 from choreo.config.settings import Settings, load
 from choreo.rabbit import session as rabbit
 from choreo.rabbit.management import ManagementApi
@@ -45,7 +48,9 @@ def management(settings: Settings) -> Management | None:
     return ManagementApi(settings.management_url.get_secret_value(), settings.brokers()[0].vhost)
 
 
-def connect(url: str | None = None, *, source: str = "choreo", **settings: Any) -> Publisher:
+def connect(
+    url: str | SecretStr | None = None, *, source: str = "choreo", **settings: Unpack[SettingsKeywords]
+) -> Publisher:
     """Return a Publisher for the broker at `url`: ``async with choreo.connect() as publisher: ...``.
 
     Without a URL, and for all other settings, choreo's own rules hold: CHOREO_* variables, `.env`, pyproject.toml.
@@ -54,6 +59,6 @@ def connect(url: str | None = None, *, source: str = "choreo", **settings: Any) 
     """
     if (elsewhere := diversion()) is not None:
         return Publisher(Settings(namespace=elsewhere.namespace), elsewhere.connect, source=source)
-    found = load(**settings, **({} if url is None else {"url": url}))
+    found = load(url=url, **settings)
     found.brokers()  # raises what is wrong with them now, and not at the first publish
     return Publisher(found, connector(found, source), source=source)

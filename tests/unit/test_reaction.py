@@ -283,3 +283,15 @@ def test_a_log_line_says_whose_it_is() -> None:
             "correlation_id": "c",
         }
     ]
+
+
+def test_a_context_may_name_its_resources() -> None:
+    """`Context[...]` says for type checkers what the lifespan yields; it is a Context all the same, by any name."""
+    ours = Context[dict[str, int]]
+
+    async def one(placed: Placed, ctx: Context[int]) -> None: ...
+    async def two(placed: Placed, ctx: ours) -> None: ...
+    async def three(placed: Placed, ctx: Annotated[Context[int], "typed"]) -> None: ...
+
+    for each in (one, two, three):
+        assert read_contract(each, "it", locals()).takes_context

@@ -7,12 +7,15 @@ import pickle
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from choreo.config.keywords import SettingsKeywords
 from choreo.config.settings import MAX_PASSWORD, Settings, from_command_line, load
+from choreo.duration import Duration
 from choreo.errors import ConfigurationError, InvalidUrl, UsageError
 
 SECRET = "s3kr1t"
@@ -611,3 +614,19 @@ def test_a_variable_that_is_like_a_settings_is_doubted(
     monkeypatch.setenv(f"CHOREO_{written}", "1")
     expected = (f"CHOREO_{written} is no setting; did you mean CHOREO_{meant}?",) if meant else ()
     assert load().doubts == expected
+
+
+def test_the_keywords_of_connect_are_the_settings() -> None:
+    """Type checkers know every setting but the URL as a keyword, with each type that its value may be written in."""
+    written: dict[object, set[Any]] = {SecretStr: {str, SecretStr}, Path: {str, Path}, float: set(get_args(Duration))}
+    known = get_type_hints(SettingsKeywords)
+    fields = get_type_hints(Settings)
+    assert known.keys() == Settings.model_fields.keys() - {"url"}
+    for name, keyword in known.items():
+        expected = {each for kind in _members(fields[name]) for each in written.get(kind, {kind})}
+        assert _members(keyword) == expected, name
+
+
+def _members(annotation: Any) -> set[Any]:
+    several = get_origin(annotation) in (Union, UnionType)
+    return set(get_args(annotation) if several else (annotation,)) - {type(None)}

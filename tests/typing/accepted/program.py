@@ -1,7 +1,7 @@
-"""What a user writes, as the user's type checker sees it. tests/unit/test_typing.py runs mypy on it; it is not run.
+"""What a user writes, as the user's type checker sees it. tests/typing/test_checkers.py has mypy and pyright check it.
 
-A comment `# is: TYPE` says what mypy must reveal on that line. An ignored error is one that mypy must find: under
---strict an ignore without an error is an error itself.
+It is not run. A comment `# is: TYPE` says what mypy must reveal on that line. An ignored error is one that mypy must
+find: under --strict an ignore without an error is an error itself.
 """
 
 from __future__ import annotations
@@ -55,16 +55,40 @@ async def refund(declined: Declined) -> AsyncIterator[Paid]:
     yield Paid(order=declined.order)
 
 
+class Bank:
+    async def take(self, order: str, key: str) -> int: ...  # type: ignore[empty-body]
+
+
+@agent.on
+async def collect(external: Declined, ctx: Context[Bank]) -> Paid | None:
+    reveal_type(ctx.resources)  # is: Bank
+    return Paid(order=external.order) if await ctx.resources.take(external.order, ctx.key) else None
+
+
+@agent.on(otherwise=lambda placed, error: None, retry=Retry(on=OSError))
+def stocked(paid: Paid, ctx: Context) -> set[Placed] | None:
+    reveal_type(ctx.resources)  # is: Any
+    return {Placed(order=paid.order)}
+
+
+def broadly(placed: Placed | Paid, error: OSError) -> list[Declined]: ...  # type: ignore[empty-body]
+async def later(paid: Paid, error: BaseException) -> Declined: ...  # type: ignore[empty-body]
+
+
+agent.on(retry=Retry(on=OSError), otherwise=broadly)(ship)
+agent.on(retry=Retry(on=OSError), otherwise=later)(ship)
+
+
 @agent.on("typing.#")
 async def note(envelope: Envelope) -> None:
     reveal_type(envelope.json())  # is: Any
 
 
-# The decorator returns the function unchanged: its own type, not "a callable".
-reveal_type(charge)  # is: def (placed: Placed, ctx: Context) -> Coroutine[Any, Any, Paid | Declined]
-reveal_type(ship)  # is: def (paid: Paid) -> list[Placed]
-reveal_type(refund)  # is: def (declined: Declined) -> AsyncIterator[Paid]
-reveal_type(note)  # is: def (envelope: Envelope) -> Coroutine[Any, Any, None]
+# The decorator returns the function unchanged, and its types with it.
+reveal_type(charge)  # is: def (Placed, Context[Any]) -> Coroutine[Any, Any, Paid | Declined]
+reveal_type(ship)  # is: def (Paid) -> list[Placed]
+reveal_type(refund)  # is: def (Declined) -> AsyncIterator[Paid]
+reveal_type(note)  # is: def (Envelope) -> Coroutine[Any, Any, None]
 reveal_type(agent.reactions)  # is: tuple[Reaction, ...]
 
 ship(Placed(order="1"))  # type: ignore[arg-type]
@@ -82,7 +106,7 @@ Placed(order=1)  # type: ignore[arg-type]
 
 async def outside() -> None:
     """Publish from a program that is no agent."""
-    async with choreo.connect("amqp://localhost") as publisher:
+    async with choreo.connect("amqp://localhost", publish_timeout="5s", password=None, prefetch=1) as publisher:
         reveal_type(publisher)  # is: Publisher
         receipt = await publisher.publish(placed, delay="30s")
         reveal_type(receipt.correlation_id)  # is: str
