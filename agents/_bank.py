@@ -1,7 +1,7 @@
 """A bank that is not there: the client of a flaky payment service, without the service.
 
-About one order in four meets a bank that is unreachable for its first tries, one in twenty a bank that stays
-so, and one in twelve has its card declined. The number of the try stands in for time, which heals real ones.
+About one order in four meets a bank that is unreachable for its first attempts, one in twenty a bank that stays
+so, and one in twelve has its card declined. The number of the attempt stands in for time, which heals real ones.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class Unreachable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the bank says to a charge: a `receipt`, or a `refusal` that no further try will change."""
+    """What the bank says to a charge: a `receipt`, or a `refusal` that no further attempt will change."""
 
     receipt: str = ""
     refusal: str = ""
@@ -39,7 +39,7 @@ class Client:
         return Answer(receipt=_receipt(key))
 
     async def refund(self, order: str, *, key: str, attempt: int) -> Answer:
-        """Give back what was taken for `order`. Raises Unreachable."""
+        """Refund what was taken for `order`. Raises Unreachable."""
         await self._reach(order, attempt)
         return Answer(receipt=_receipt(key))
 
@@ -56,7 +56,7 @@ async def connect() -> AsyncIterator[Client]:
 
 
 def failing_tries(order: str) -> float:
-    """Return how many tries fail for `order`: none for most, one or two for some, all of them for a few."""
+    """Return how many attempts fail for `order`: none for most, one or two for some, all of them for a few."""
     luck = draw("bank", order)
     if luck < 1 / 20:
         return float("inf")

@@ -20,5 +20,5 @@ async def complete(shipped: Shipped) -> OrderCompleted:
 
 @agent.on
 async def cancel(failed: PaymentDeclined | PaymentRefunded) -> OrderCancelled:
-    """The money was never taken, or it has been given back. Before that an order stays open."""
+    """The money was never taken, or it has been refunded. Before that an order stays open."""
     return OrderCancelled(order=failed.order, reason=failed.reason)

@@ -1,4 +1,4 @@
-"""Payment takes the money for an order and gives it back when the order comes to nothing."""
+"""Payment takes the money for an order and refunds it when the order fails."""
 
 from agents import _bank as bank
 from agents.events import (
@@ -19,13 +19,13 @@ agent = Agent(
 
 
 def declined(placed: OrderPlaced, error: Exception) -> PaymentDeclined:
-    """All tries have failed, so the order is given up, with the reason."""
+    """All attempts have failed, so the order is given up, with the reason."""
     return PaymentDeclined(order=placed.order, reason=str(error))
 
 
 @agent.on(otherwise=declined)
 async def charge(placed: OrderPlaced, ctx: Context) -> PaymentTaken | PaymentDeclined:
-    """Take the money. A declined card is an answer; only an unreachable bank is worth another try."""
+    """Take the money. A declined card is an answer; only an unreachable bank is worth another attempt."""
     client: bank.Client = ctx.resources
     answer = await client.charge(placed.order, placed.total, placed.currency, key=ctx.key, attempt=ctx.attempt)
     if answer.refusal:
@@ -35,7 +35,7 @@ async def charge(placed: OrderPlaced, ctx: Context) -> PaymentTaken | PaymentDec
 
 @agent.on(compensates=charge)
 async def refund(failed: OutOfStock | ShippingFailed, ctx: Context) -> PaymentRefunded:
-    """Give the money back. A refund that never succeeds has no `otherwise`: it waits for a person."""
+    """Refund the money. A refund that never succeeds has no `otherwise`: it waits for a person."""
     client: bank.Client = ctx.resources
     await client.refund(failed.order, key=ctx.key, attempt=ctx.attempt)
     return PaymentRefunded(order=failed.order, reason=failed.reason)

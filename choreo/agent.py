@@ -49,9 +49,9 @@ class Agent:
     run, at most 20 minutes. `lifespan`: a function that returns an async context manager, entered once per process;
     what it yields is `Context.resources`. `max_hops`: an event further than this from the one that began its
     transaction is dead-lettered as a loop. `max_tree`: so many events may follow from one at the same distance; a
-    reaction that would emit more is dead-lettered as a loop that amplifies itself. `max_returns`: so many events of one
-    correlation that came without hops, as from participants that keep no headers, may be followed by others within an
-    hour in one process; the next one is dead-lettered as a loop. Raises DeclarationError.
+    reaction that would emit more is dead-lettered as an event cycle that multiplies its events. `max_returns`: so many
+    events of one correlation that came without hops, as from participants that keep no headers, may be followed by
+    others within an hour in one process; the next one is dead-lettered as a loop. Raises DeclarationError.
     """
 
     def __init__(
@@ -155,11 +155,11 @@ class Agent:
         """Declare a reaction; the decorated function is returned unchanged.
 
         `@agent.on`, or `@agent.on(...)` with options: `retry` in place of the agent's policy; `otherwise`, a function
-        of the event and the exception whose event is emitted when all tries have failed, in place of a dead letter;
+        of the event and the exception whose event is emitted when all attempts have failed, in place of a dead letter;
         `compensates`, the reaction of this agent whose effect this one undoes; `timeout`; `max_hops`, the bound of a
         loop that goes through this reaction on purpose, and `max_tree`, that of the events that fan out of it.
         `@agent.on("order.#")` subscribes to a pattern; the parameter is then an Envelope, or a union of events. Raises
-        DeclarationError that names the function and the mend.
+        DeclarationError that names the function and says how to fix it.
         """
         names = sys._getframe(1).f_locals  # noqa: SLF001 - annotations may name events of the surrounding function
 
@@ -223,7 +223,7 @@ class Agent:
         name = target if isinstance(target, str) else getattr(target, "__name__", repr(target))
         if name not in self._reactions:
             raise DeclarationError(
-                f"{what} compensates {name!r}, which is no reaction of this agent declared above it",
+                f"{what} compensates {name!r}, which is not a reaction of this agent declared above it",
                 f"one of: {', '.join(self._reactions) or 'none so far'}",
             )
         return name
@@ -253,7 +253,7 @@ def _subscriptions(subscription: str | None, consumes: tuple[type[Event], ...], 
 
 
 def usable(lifespan: Lifespan, what: str) -> Lifespan:
-    """Return `lifespan`. Raises DeclarationError for what is no function that returns an async context manager."""
+    """Return `lifespan`. Raises DeclarationError for what is not a function that returns an async context manager."""
     given: Any = lifespan
     inner = inspect.unwrap(given) if callable(given) else given
     where = f" ({place(inner)})" if inspect.isfunction(inner) else ""
@@ -262,13 +262,13 @@ def usable(lifespan: Lifespan, what: str) -> Lifespan:
     if not isinstance(given, type) and hasattr(given, "__aenter__"):
         raise DeclarationError(f"{found} has been called already", "give the function itself, without ()")
     if not callable(given):
-        raise DeclarationError(f"{found} is no function", decorated)
+        raise DeclarationError(f"{found} is not a function", decorated)
     if inspect.isasyncgenfunction(given):
-        raise DeclarationError(f"{found} is an async generator and no context manager", decorated)
+        raise DeclarationError(f"{found} is an async generator, not a context manager", decorated)
     if inspect.iscoroutinefunction(given):
-        raise DeclarationError(f"{found} is a coroutine function and no context manager", decorated)
+        raise DeclarationError(f"{found} is a coroutine function, not a context manager", decorated)
     if inspect.isgeneratorfunction(inner) or (isinstance(given, type) and not hasattr(given, "__aenter__")):
-        raise DeclarationError(f"{found} is no asynchronous context manager", decorated)
+        raise DeclarationError(f"{found} is not an asynchronous context manager", decorated)
     try:
         inspect.signature(given).bind()
     except TypeError as error:

@@ -46,7 +46,7 @@ def binary(message: Message) -> Message:
     """Return a message in structured mode as the same event in binary mode.
 
     What stands in the body counts before what stands in the headers, but for the trace, which there is the nearer one.
-    Raises EnvelopeError for what is no CloudEvent in JSON.
+    Raises EnvelopeError for what is not a CloudEvent in JSON.
     """
     event = strict_json(message.body)
     if not isinstance(event, dict):

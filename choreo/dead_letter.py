@@ -48,7 +48,7 @@ _NEEDED: Final = (TOPIC, FIRST_FAILURE, CE + "id", ASIDE, ORDER)
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Why a message died. Times are in UTC; `attempts` counts all tries; `reaction` is None when none was reached."""
+    """Why a message died. Times are in UTC; `attempts` counts all of them; `reaction` is None when none was reached."""
 
     id: str | None
     topic: str
@@ -205,11 +205,11 @@ def _expiration(message: Message) -> str | None:
 
 
 def revived(message: Message, letter: DeadLetter, *, expiring: bool = False) -> Message:
-    """Return `message` as it was before it died, to be delivered again to the agent that failed, as its first try.
+    """Return `message` as it was before it died, to be delivered again to the agent that failed, as its first attempt.
 
     What its publisher wrote is there, byte for byte where it came over a wire; for what broker and choreo would act
     upon see `amqp.rewrite`. What could not be read stays on it as it is kept on the letter; see `missing`. `expiring`:
-    with the time to live that it was published with, which begins anew.
+    with the time to live that it was published with, which starts again.
     """
     topic = {} if TOPIC in message.headers else {TOPIC: letter.topic}  # what it says may be no text
     again = message.forwarded(topic, without=(ATTEMPT, FIRST_FAILURE))

@@ -90,7 +90,8 @@ class Envelope(NamedTuple):
     def event(self, kind: type[E]) -> E:
         """Return the body as an event of class `kind`, lifted from an older schema version where that is needed.
 
-        Raises EnvelopeError with reason `undecodable` for what is not JSON, `invalid` for JSON that is no such event.
+        Raises EnvelopeError with reason `undecodable` for what is not JSON, `invalid` for JSON that is not such an
+        event.
         """
         body = self.body
         if self.version is not None and self.version < (declared := declaration(kind)).version:

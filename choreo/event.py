@@ -155,7 +155,7 @@ class Event(BaseModel, metaclass=_Declared):
             return made
 
         def __setattr__(self, name: str, value: Any) -> None:
-            """Refuse, with the mend: an event that has happened does not change."""
+            """Refuse, with a hint: an event that has happened does not change."""
             if name.startswith("_"):
                 super().__setattr__(name, value)
                 return

@@ -64,7 +64,7 @@ _finder: Final = _Finder()
 
 
 def claim(folder: Path) -> None:
-    """Let `folder` be imported as a package of its own name, and its neighbours as what they are called.
+    """Let `folder` be imported as a package of its own name, and the modules beside it under their own names.
 
     Raises ConfigurationError where another user could have put code of theirs there.
     """
@@ -115,7 +115,7 @@ def module(name: str, offered: str = "") -> ModuleType:
 
     `offered` says where that name comes from, when nobody wrote it on the command line.
 
-    Raises DeclarationError where it would have ended the program: an exit is no way to be imported.
+    Raises DeclarationError where it would have ended the program: importing must not exit.
     """
     try:
         with _nobody_to_ask(name):

@@ -195,11 +195,11 @@ def _check(name: str) -> None:
 
     if ":" not in name:
         if not NAME.fullmatch(name):
-            raise InvalidName(f"{_shown(name)} is no name of an agent", _GRAMMAR)
+            raise InvalidName(f"{_shown(name)} is not an agent name", _GRAMMAR)
         return
     found = _REFERENCE.fullmatch(name)
     if found is None or len(name) > _MAX_REFERENCE:
-        raise InvalidName(f"{_shown(name)} is no name of an agent", _GRAMMAR)
+        raise InvalidName(f"{_shown(name)} is not an agent name", _GRAMMAR)
     if re.search(r"(^|[.:])__", name):
         raise InvalidName(f"{_shown(name)} points at a private part of Python", _GRAMMAR)
     top = found[1].partition(".")[0]
@@ -263,7 +263,7 @@ def _agent_at(module: ModuleType, path: str) -> Agent:
         value = getattr(value, attribute, missing)
     if isinstance(value, Agent):
         return value
-    what = "does not exist" if value is missing else f"is of type {type(value).__name__} and no Agent"
+    what = "does not exist" if value is missing else f"is of type {type(value).__name__}, not an Agent"
     names = [name for name, each in vars(module).items() if isinstance(each, Agent)]
     raise UnknownAgent(
         f"{module.__name__}:{path} {what}",

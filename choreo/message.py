@@ -214,7 +214,7 @@ def growth(message: Message) -> int:
 def excess(headers: Mapping[str, Any]) -> str:
     """Return what `headers` have more of than is read, in words; nothing when they keep the limits.
 
-    What broker and choreo write on the way does not count: what was read once is read on every try.
+    What broker and choreo write on the way does not count: what was read once is read on every attempt.
     """
     if not _excess(headers):
         return ""

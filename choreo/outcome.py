@@ -19,7 +19,7 @@ from choreo.reaction import Reaction
 from choreo.retry import leaves
 
 # What a reaction emitted but the broker did not confirm is tried again on the same ladder as other failures: seconds
-# before each further try. After the last, the delivery is dead-lettered rather than tried for ever.
+# before each further attempt. After the last, the delivery is dead-lettered rather than tried for ever.
 PUBLISH_DELAYS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 
 

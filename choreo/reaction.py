@@ -35,7 +35,7 @@ class Context(Generic[Resources]):
     """What a reaction may want to know besides its event; ask for it with a second parameter ``ctx: Context``.
 
     `attempt` counts from 1. `resources` is what the agent's lifespan yielded; with ``ctx: Context[Bank]`` type checkers
-    know it as a Bank. `key` is the same on every try and redelivery of one event to one reaction: use it as the
+    know it as a Bank. `key` is the same on every attempt and redelivery of one event to one reaction: use it as the
     idempotency key of an outside effect.
     """
 
@@ -90,11 +90,10 @@ class Declare(Protocol):
 class Reaction:
     """What an agent does about an event, as declared; nothing in it changes after that.
 
-    `consumes`: event classes by topic, none when it takes an Envelope. `patterns`: the binding keys. `emits`:
-    what the function may return, `otherwise_emits` what is emitted instead when all tries have failed. `in_thread`: a
-    plain `def`, which runs in a thread. `timeout` in seconds. `max_hops`: the declared bound of a loop
-    through this reaction, `max_tree`: that of its fan-out; None when the agent's own bound is all there is.
-    `where`: file and line.
+    `consumes`: event classes by topic, none when it takes an Envelope. `patterns`: the binding keys. `emits`: what the
+    function may return, `otherwise_emits` what is emitted instead when all attempts have failed. `in_thread`: a plain
+    `def`, which runs in a thread. `timeout` in seconds. `max_hops`: the declared bound of a loop through this reaction,
+    `max_tree`: that of its fan-out; None when the agent's own bound is all there is. `where`: file and line.
     """
 
     agent: str
@@ -143,7 +142,7 @@ def relative(file: str) -> str:
 def read_contract(function: Callable[..., Any], what: str, names: Mapping[str, Any]) -> Contract:
     """Read the contract of a reaction. `names` are the local names where it was declared.
 
-    Raises DeclarationError that names the function (`what`) and the mend.
+    Raises DeclarationError that names the function (`what`) and says how to fix it.
     """
     if not inspect.isfunction(function):
         raise DeclarationError(f"{what} is not a function", "decorate a plain function, def or async def")

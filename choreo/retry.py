@@ -29,13 +29,13 @@ Exceptions = type[BaseException] | tuple[type[BaseException], ...]
 class Retry:
     """When a reaction is tried again, how often and after how long. Immutable.
 
-    `on`: the exceptions that are worth another try, or a tenacity `retry_*` object. An exception group, as a TaskGroup
-    raises it, is worth one if each exception in it is, however deep (or if `on` names its own class). `attempts`: tries
-    in all, the first included. `immediate`: how many of the further tries happen at once and in the process, before the
-    broker's delays begin. `first`, `ceiling`: the first delay and the longest; each delay doubles the one before, with
-    up to `first` of jitter on top. The broker's delays are whole seconds, at least one. `wait` and `stop` take tenacity
-    objects in place of `first`/`ceiling` and `attempts`; `stop_after_delay` counts from the first failure, across
-    restarts. Raises DeclarationError that names the parameter.
+    `on`: the exceptions that are worth another attempt, or a tenacity `retry_*` object. An exception group, as a
+    TaskGroup raises it, is worth one if each exception in it is, however deep (or if `on` names its own class).
+    `attempts`: how many in all, the first included. `immediate`: how many of the further attempts happen at once and in
+    the process, before the broker's delays begin. `first`, `ceiling`: the first delay and the longest; each delay
+    doubles the one before, with up to `first` of jitter on top. The broker's delays are whole seconds, at least one.
+    `wait` and `stop` take tenacity objects in place of `first`/`ceiling` and `attempts`; `stop_after_delay` counts from
+    the first failure, across restarts. Raises DeclarationError that names the parameter.
     """
 
     immediate: int
@@ -62,11 +62,11 @@ class Retry:
         if stop is not None and attempts is not None:
             raise DeclarationError("Retry has both stop= and attempts=", "give one way to say when to stop")
         if type(immediate) is not int or immediate < 0:
-            raise DeclarationError(f"Retry has immediate={immediate!r}", "a whole number of tries from 0")
+            raise DeclarationError(f"Retry has immediate={immediate!r}", "a whole number of attempts from 0")
         tries = 5 if attempts is None else attempts
         if type(tries) is not int or tries < 1:
             raise DeclarationError(
-                f"Retry has attempts={attempts!r}", "a whole number of tries from 1, the first included"
+                f"Retry has attempts={attempts!r}", "a whole number of attempts from 1, the first included"
             )
         set_ = object.__setattr__
         set_(self, "immediate", immediate)
@@ -79,10 +79,10 @@ class Retry:
         return f"<Retry {self._text}>"
 
     def delay(self, error: BaseException, attempt: int, elapsed: float) -> float | None:
-        """Return after how many seconds the next try is due, or None when there is none.
+        """Return after how many seconds the next attempt is due, or None when there is none.
 
-        `attempt`: tries made so far, this failed one included. `elapsed`: seconds since the first failure. 0.0 means at
-        once, in the process; anything else is a whole number of seconds for the broker.
+        `attempt`: attempts made so far, this failed one included. `elapsed`: seconds since the first failure. 0.0 means
+        at once, in the process; anything else is a whole number of seconds for the broker.
         """
         state = _state(error, attempt, elapsed)
         if not self._retry(state) or self._stop(state):
@@ -97,7 +97,7 @@ class Retry:
         return self._retry(_state(error, 1, 0.0))
 
     def describe(self) -> str:
-        """Return the policy in a line of words: "BankUnreachable: 5 tries, 1s doubling to 5m, jittered"."""
+        """Return the policy in a line of words: "BankUnreachable: 5 attempts, 1s doubling to 5m, jittered"."""
         return self._text
 
 
@@ -188,7 +188,7 @@ def _describe(
 ) -> str:
     types = on if isinstance(on, tuple) else (on,)
     names = ", ".join(each.__name__ if isinstance(each, type) else type(each).__name__ for each in types)
-    tries = f"{attempts} tries" if stop is None else type(stop).__name__
+    tries = f"{attempts} attempts" if stop is None else type(stop).__name__
     at_once = f", {immediate} at once" if immediate else ""
     if wait is not None:
         return f"{names}: {tries}{at_once}, {type(wait).__name__}"
@@ -197,7 +197,7 @@ def _describe(
 
 
 def _state(error: BaseException, attempt: int, elapsed: float) -> tenacity.RetryCallState:
-    """Return the state that tenacity's objects read, as it would be after `attempt` tries in one process."""
+    """Return the state that tenacity's objects read, as it would be after `attempt` attempts in one process."""
     state = tenacity.RetryCallState(_NOBODY, None, (), {})
     outcome: Future[Any] = tenacity.Future(attempt)
     outcome.set_exception(error)
@@ -208,4 +208,4 @@ def _state(error: BaseException, attempt: int, elapsed: float) -> tenacity.Retry
     return state
 
 
-_NOBODY: Final = tenacity.Retrying()  # tenacity wants the object that runs the tries; here the broker does
+_NOBODY: Final = tenacity.Retrying()  # tenacity wants the object that runs the attempts; here the broker does

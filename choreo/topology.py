@@ -25,7 +25,7 @@ UNCLAIMED: Final = "unclaimed"  # no agent has this name; `choreo dlq list uncla
 # tries in a header, so this catches crash loops only.
 DELIVERY_LIMIT: Final = 20
 # A dead-letter queue must never drop what it holds, however often it is looked at. RabbitMQ 4 limits deliveries to 20
-# unless told otherwise, and -1 for "no limit" is refused before 4.0: a number that no queue reaches means the same to
+# by default, and -1 for "no limit" is refused before 4.0: a number that no queue reaches means the same to
 # every release, and an upgrade does not find a queue with other arguments.
 NO_LIMIT: Final = 1_000_000_000
 

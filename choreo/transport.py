@@ -65,7 +65,7 @@ class Server:
 
     @property
     def counts_returns(self) -> bool:
-        """Whether all that is given back comes nearer to its queue's delivery limit: until RabbitMQ 4.3."""
+        """Whether every requeued delivery comes nearer to its queue's delivery limit: until RabbitMQ 4.3."""
         return re.match(r"3\.|4\.[0-2]\.", self.version) is not None
 
 
@@ -101,7 +101,7 @@ def came_back(delivery: Delivery) -> int:
 def likeness(delivery: Delivery) -> object:
     """Return what is the same for a message whenever it comes; its headers count how often it came.
 
-    Another try of an event is another message, though all else of it may be the same.
+    Another attempt of an event is another message, though all else of it may be the same.
     """
     message = delivery.message
     attempt = message.headers.get(ATTEMPT)
@@ -173,7 +173,7 @@ class Session(Protocol):
         ...
 
     async def remove(self, topology: Topology) -> None:
-        """Delete the queues of `topology`, with all that they hold, and its exchanges. What is gone is no error."""
+        """Delete the queues of `topology`, with all that they hold, and its exchanges. What is gone is not an error."""
         ...
 
     async def consume(

@@ -24,7 +24,7 @@ def staying(broker: Broker, *, reloading: bool) -> str:
     """Return what can be done in a second terminal while broker and agents stay; `reloading`, when they mind edits."""
     exports = " ".join(f"{name}={value}" for name, value in broker.variables.items())
     mend = [
-        ("edit agents/shipping.py", 'mend the bug: WEIGHT gets a "globe"; the agent starts anew'),
+        ("edit agents/shipping.py", 'fix the bug: add "globe" to WEIGHT; the agent restarts'),
         (f"{choreo()} dlq replay shipping --yes", "and order 1010 goes on"),
     ]
     commands = _commands(

@@ -20,7 +20,7 @@ class End(StrEnum):
 
 @dataclass(slots=True)
 class Story:
-    """One order. `reason` is why it was cancelled; `news` what was last heard of it that is no event."""
+    """One order. `reason` is why it was cancelled; `news` what was last heard of it that is not an event."""
 
     order: str
     reason: str = ""
@@ -87,7 +87,7 @@ class Ledger:
         if line.get("event") == "dead letter":
             story.dead = True
             story.news = f"dead letter of {line['agent']}: {line['error']}"
-        elif line.get("event") == "failed" and line["next"].startswith("try again"):
+        elif line.get("event") == "failed" and line["next"].startswith("retry"):
             self.retries += 1
             story.news = f"{line['agent']} will {line['next']}: {line['error']}"
         else:

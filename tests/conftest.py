@@ -35,7 +35,7 @@ MISSING = "RabbitMQ was not found"
 
 pytest_plugins = ("pytester", "choreo.testing.plugin")
 
-# A machine that is busy with something else is no failure; what has to be quick is measured by make bench.
+# A machine that is busy with something else is not a failure; what has to be quick is measured by make bench.
 settings.register_profile("choreo", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("choreo")
 

@@ -137,7 +137,7 @@ def _value(value: Any) -> bytes:  # noqa: C901 - one case per type of the protoc
             return b"l" + struct.pack(">q", value) if -(2**63) <= value < 2**63 else _sized(b"S", str(value).encode())
         case float():
             if not isfinite(value):  # RabbitMQ ends the connection over it, with 541
-                raise ValueError(f"{value} is no number that a broker reads")
+                raise ValueError(f"{value} is not a number that a broker reads")
             return b"d" + struct.pack(">d", value)
         case None:
             return b"V"

@@ -15,7 +15,7 @@ DEEP: Final = "\0"  # between the parts of a key that leads inwards: order\0id i
 
 
 class Unwritable(Exception):
-    """Why no event of a class can come back as it was: `field`, the reason and the way out."""
+    """Why no event of a class can come back as it was: `field`, the reason and the hint."""
 
     def __init__(self, field: str, reason: str, way_out: str) -> None:
         super().__init__(f"{field} {reason}")

@@ -2,7 +2,7 @@
 
 pydantic writes for people to look at: a secret as asterisks, a field under a name that its class may not read. An event
 is written for its readers. So each field goes under a key that its class reads, and a secret with its value. What can
-never come back is refused, with the field and the way out. Where only a value decides, the schema says so, and whoever
+never come back is refused, with the field and a hint. Where only a value decides, the schema says so, and whoever
 writes looks (`checked`); for most classes nobody has to.
 """
 

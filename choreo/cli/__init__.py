@@ -16,7 +16,7 @@ from choreo.importing import imported_by, inherit
 
 app = typer.Typer(
     name="choreo",
-    help="Event choreography on RabbitMQ: run agents, publish events, look at queues, mend what failed.",
+    help="Event choreography on RabbitMQ: run agents, publish events, inspect queues, repair what failed.",
     epilog="Exit codes: 0 done or drained, 1 failed or findings, 2 usage, 3 partly done, 65 invalid payload,"
     " 69 broker unreachable, 70 event loop blocked or internal error, 75 deadline passed, 78 configuration,"
     " 130 interrupted.",

@@ -25,7 +25,7 @@ def bench(
             "--events",
             metavar="NUMBER",
             parser=options.whole("--events", 100, 10_000_000),
-            help="At most so many for each workload.",
+            help="Maximum events for each workload.",
         ),
     ] = 20_000,
     seconds: Annotated[
@@ -34,18 +34,18 @@ def bench(
             "--seconds",
             metavar="NUMBER",
             parser=options.decimal("--seconds", 1, 3600),
-            help="For each workload at most about so long.",
+            help="Approximate time limit for each workload.",
         ),
     ] = 10.0,
     output: OutputOption = Output.TEXT,
     url: Url = None,
 ) -> None:
-    """Measure a broker: publish, consume and hop as fast as it goes, and the latency of a hop at 200 events/s.
+    """Measure a broker: throughput of publish, consume and hop, and the latency of a hop at 200 events/s.
 
-    Events of 512 bytes go through one process, by the worker and the publisher that everybody uses. All of it is in a
-    namespace of its own, bench- and something random, and is deleted afterwards, also on Ctrl-C; other queues are not
-    touched, but their consumers share the broker with it. A hop is an event consumed, another one published and
-    confirmed, the first one acknowledged. Latency goes from publishing an event until what followed from it arrives.
+    Events of 512 bytes go through one process, with the ordinary worker and publisher. They use a random namespace,
+    bench-*, which is deleted afterwards, also on Ctrl-C. Other queues are not touched, but their consumers share the
+    broker. In a hop, one event is consumed, another is published and confirmed, and the first is acknowledged. Latency
+    is measured from publishing an event until the event that follows from it arrives.
     """
     from choreo.composition.sessions import connector
     from choreo.observe import logs
@@ -53,7 +53,7 @@ def bench(
 
     out.keep_data_apart()
     settings = options.settings(url=url)
-    logs.configure("warning", settings.log_format)  # what the worker says of itself would bury the table
+    logs.configure("warning", settings.log_format)  # what the worker says of itself would hide the table
     work = Bench(settings, connector(settings, "choreo bench"), events=events, seconds=seconds)
     out.note(f"choreo: measuring in the namespace {work.namespace}, which is deleted afterwards")
     found = out.wait_for(_run(work))

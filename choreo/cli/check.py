@@ -13,12 +13,12 @@ from choreo.cli.output import keep_data_apart, note_forgotten, write, write_json
 
 
 def check(names: Names = None, output: OutputOption = Output.TEXT) -> None:
-    """Find loops without a bound, events that nobody takes, and events that nobody emits. Needs no broker.
+    """Find unbounded event cycles, events that no agent takes, and events that no agent emits. Needs no broker.
 
-    A loop through a program that is no agent is not found: nothing is known here of what it sends. Let such a program
-    copy the headers of what it answers; then max_hops bounds the loop.
+    A cycle through a program that is not an agent is not found, because check does not know what that program sends.
+    Let such a program copy the headers of the event it answers; then max_hops bounds the cycle.
 
-    Exit code 1 when there is a finding.
+    Exit code 1 if there are findings.
     """
     from choreo.observe import logs
 

@@ -34,7 +34,7 @@ def dev(
         typer.Option(
             "--broker",
             metavar="embedded|rabbitmq",
-            help="Start this one: choreo's own, or a private RabbitMQ node. [default: the broker that is named in"
+            help="Broker to start: choreo's own, or a private RabbitMQ node. [default: the broker that is named in"
             " CHOREO_URL or another setting, else embedded]",
             show_default=False,
         ),
@@ -44,26 +44,28 @@ def dev(
         typer.Option(
             metavar="PORT",
             parser=options.whole("--port", 0, 65535),
-            help="Where it listens; 0: any free port. [default: 5672, or any free one for rabbitmq]",
+            help="Port of the broker; 0 takes a free one. [default: 5672, or any free one for rabbitmq]",
             show_default=False,
         ),
     ] = None,
     persist: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keep what is durable in this file, over restarts.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Keep durable queues and messages in this file across restarts.", show_default=False
+        ),
     ] = None,
     reload: Annotated[
-        bool, typer.Option("--reload", help="Start the agents anew when a file changes (needs watchfiles).")
+        bool, typer.Option("--reload", help="Restart the agents when a file changes (needs watchfiles).")
     ] = False,
     log_level: LogLevel = None,
     url: Url = None,
 ) -> None:
-    """Start a broker and the agents beside it, until Ctrl-C. For development.
+    """Run a broker and the agents until Ctrl-C, for development.
 
-    Each delivery is one line: what was handled, and what follows from it; what failed, and what is done about it;
-    what is dead. --log-level warning leaves out what was handled.
+    Each delivery is one line: handled, with the events that follow; failed, with the next attempt; or dead.
+    --log-level warning hides the handled ones.
 
-    Other commands in the same project (publish, inspect, dlq, run) find this broker by themselves, unless a setting
+    Other commands in the same project (publish, inspect, dlq, run) find this broker automatically, unless a setting
     names another one.
     """
     from choreo import loader
@@ -146,7 +148,7 @@ def _start(stack: ExitStack, kind: Kind, settings: Settings, port: int | None, p
 def _agents(names: list[str], settings: Settings, *, reload: bool) -> tuple[list[Agent] | None, list[str]]:
     """Return the agents to run in this process, and the names of those that cannot be imported.
 
-    With `reload`, None: nothing is imported here, since a file that is broken may be mended by the next change.
+    With `reload`, None: nothing is imported here, since a file that is broken may be fixed by the next change.
     """
     from choreo import loader
 
@@ -182,7 +184,7 @@ def _serving(
         return nobody(ready)
     if agents is None:
         shown = ", ".join(names or loader.known(folder)) or f"none yet in {folder}"
-        output.tell(f"agents   {shown}; in a process of their own, which starts anew when a file changes")
+        output.tell(f"agents   {shown}; in a separate process, which restarts when a file changes")
         group = [*(names or ["--all"]), "--leave-out-broken"]
         return run.supervise([group], settings, start, reload=True, on_ready=ready)
     output.tell(f"agents   {', '.join(agent.name for agent in agents)}; in this process")

@@ -46,16 +46,18 @@ app = typer.Typer(
     help="Dead letters: list and show them, replay them to the agent that failed, or drop them.", no_args_is_help=True
 )
 
-AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="Name of the agent whose dead letters are meant.")]
+AgentArgument = Annotated[str, typer.Argument(metavar="AGENT", help="Agent whose dead letters to use.")]
 IdArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="ID", help="Only the letters with these ids.", show_default=False)
+    list[str] | None, typer.Argument(metavar="ID", help="Only the dead letters with these ids.", show_default=False)
 ]
 IdOption = Annotated[
-    list[str] | None, typer.Option("--id", metavar="ID", help="The same, as an option. May be repeated.")
+    list[str] | None, typer.Option("--id", metavar="ID", help="The same, as an option. Can be repeated.")
 ]
 LimitOption = Annotated[
     int | None,
-    typer.Option("--limit", metavar="NUMBER", parser=options.whole("--limit", 1), help="Only the first so many."),
+    typer.Option(
+        "--limit", metavar="NUMBER", parser=options.whole("--limit", 1), help="Maximum number, from the oldest."
+    ),
 ]
 
 
@@ -65,12 +67,14 @@ def list_(
     *,
     limit: Annotated[
         int,
-        typer.Option("--limit", metavar="NUMBER", parser=options.whole("--limit", 1), help="The first so many."),
+        typer.Option(
+            "--limit", metavar="NUMBER", parser=options.whole("--limit", 1), help="Maximum number, from the oldest."
+        ),
     ] = 50,
     output: OutputOption = Output.TEXT,
     url: Url = None,
 ) -> None:
-    """List dead letters, the oldest first. Looking changes nothing: not what is there, and not its order."""
+    """List dead letters, oldest first. Does not change the queue or its order."""
     from choreo.operate.dlq import summary
 
     settings = _settings(agent, url)
@@ -93,7 +97,12 @@ def show(
     ids: IdOption = None,
     limit: Annotated[
         int,
-        typer.Option("--limit", metavar="NUMBER", parser=options.whole("--limit", 1, 1000), help="The first so many."),
+        typer.Option(
+            "--limit",
+            metavar="NUMBER",
+            parser=options.whole("--limit", 1, 1000),
+            help="Maximum number, from the oldest.",
+        ),
     ] = 1,
     output: OutputOption = Output.TEXT,
     url: Url = None,
@@ -136,24 +145,26 @@ def replay(
     without_headers: Annotated[
         bool,
         typer.Option(
-            "--without-headers", help="Also those whose headers could not be read or kept: the events without them."
+            "--without-headers",
+            help="Include dead letters whose headers could not be read or kept; send the events without them.",
         ),
     ] = False,
     expiring: Annotated[
         bool,
         typer.Option(
-            "--expiring", help="With the time to live that they were published with: it begins anew, and may end again."
+            "--expiring",
+            help="Keep the time to live with which they were published. It starts again, and can expire again.",
         ),
     ] = False,
     yes: Yes = False,
     output: OutputOption = Output.TEXT,
     url: Url = None,
 ) -> None:
-    """Send dead letters to the agent that failed, and to no other. Without ids or --limit: all, after a question.
+    """Send dead letters to the agent that failed, and to no other. Without ids or --limit: all, after confirmation.
 
-    Each goes as it came, byte for byte, and is taken out only when the broker has confirmed its copy. One that dies
-    again comes back, and is not replayed twice in one run. What the broker would act upon once more stays in the header
-    choreo-aside: a time to live, copies to other queues (CC), the sender's user id, an account of earlier deaths.
+    Each is sent unchanged, and removed only when the broker has confirmed its copy. One that dies again comes back, and
+    is not replayed twice in one run. What the broker would act upon once more stays in the header choreo-aside: a time
+    to live, copies to other queues (CC), the sender's user id, a record of earlier deaths.
     """
     ids = [*(named or ()), *(ids or ())]
     settings = _settings(agent, url)
@@ -173,7 +184,7 @@ def drop(
     output: OutputOption = Output.TEXT,
     url: Url = None,
 ) -> None:
-    """Destroy dead letters, after a question: those with these ids, the first --limit, or all."""
+    """Destroy dead letters, after confirmation: those with these ids, the first --limit, or all."""
     ids = [*(named or ()), *(ids or ())]
     settings = _settings(agent, url)
     if ids and not yes:

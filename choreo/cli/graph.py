@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Names = Annotated[
     list[str] | None,
-    typer.Argument(metavar="NAME", help="Agents to look at, as if there were no others; all by default."),
+    typer.Argument(metavar="NAME", help="Agents to include; all by default."),
 ]
 
 
@@ -41,7 +41,7 @@ def graph(
         ),
     ] = Format.TEXT,
 ) -> None:
-    """Draw the choreography: who emits and takes what, retries, dead-letter queues, compensations. Needs no broker."""
+    """Draw the choreography: events, retries, dead-letter queues, compensations. Needs no broker."""
     from choreo.graph import render
     from choreo.observe import logs
 

@@ -59,18 +59,20 @@ Look = Callable[["Session"], Awaitable[Page]]
 
 def inspect(
     what: Annotated[
-        str, typer.Argument(metavar="agents|queues|bindings|NAME", help="What to look at; NAME is one agent.")
+        str, typer.Argument(metavar="agents|queues|bindings|NAME", help="What to show; NAME is one agent.")
     ] = "agents",
     *,
     everything: Annotated[
-        bool, typer.Option("--all", help="In tables, show empty delays and the delays' own bindings too.")
+        bool, typer.Option("--all", help="In tables, also show empty delays and the bindings of delays.")
     ] = False,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again, until Ctrl-C.")] = False,
-    interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="Between two looks of --watch.")] = "2s",
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")] = False,
+    interval: Annotated[
+        str, typer.Option("--interval", metavar="TIME", help="Time between refreshes of --watch.")
+    ] = "2s",
     output: OutputOption = Output.TEXT,
     url: Url = None,
 ) -> None:
-    """Show how agents, queues or bindings stand, or everything about one agent. Works over AMQP alone.
+    """Show the state of agents, queues or bindings, or everything about one agent. Needs only AMQP.
 
     With CHOREO_MANAGEMENT_URL, the broker's management API adds rates, memory, consumers, and what no agent of this
     project declares.

@@ -125,4 +125,4 @@ OutputOption = Annotated[
         help="Data on stdout as text, JSON or JSON lines.",
     ),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]

@@ -222,7 +222,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise UsageError(f"{question} Nobody can be asked here", "say --yes to go ahead")
+        raise UsageError(f"{question} There is no terminal to confirm on", "pass --yes to confirm")
     try:
         if typer.confirm(visible(question), err=True):
             return

@@ -33,47 +33,56 @@ def publish(
         str | None,
         typer.Argument(
             metavar="JSON|-|@FILE",
-            help="The event as JSON, or - for stdin, or @FILE. Without it: only what --set says.",
+            help="The event as JSON, - for stdin, or @FILE. If omitted, only the --set fields.",
         ),
     ] = None,
     *,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Set a field; dots lead inwards. May be repeated."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set a field; use dots for nested fields. Can be repeated."),
     ] = None,
-    lines: Annotated[bool, typer.Option("--lines", help="Read one event per line, of stdin or of @FILE.")] = False,
+    lines: Annotated[bool, typer.Option("--lines", help="Read one event per line, from stdin or @FILE.")] = False,
     count: Annotated[
         int,
         typer.Option(
-            "--count", metavar="NUMBER", parser=options.whole("--count", 1), help="Publish each event that many times."
+            "--count",
+            metavar="NUMBER",
+            parser=options.whole("--count", 1),
+            help="Number of times to publish each event.",
         ),
     ] = 1,
     rate: Annotated[
         str | None,
-        typer.Option("--rate", metavar="NUMBER", help="At most so many events per second: 50, or 0.5."),
+        typer.Option("--rate", metavar="NUMBER", help="Maximum events per second: 50, or 0.5."),
     ] = None,
     delay: Annotated[
         str | None,
         typer.Option(
             "--delay",
             metavar="TIME",
-            help="Deliver later, to whoever is bound then: 30s, 5m, 2h. If nobody is: choreo dlq list unclaimed.",
+            help="Deliver after a delay (30s, 5m, 2h) to the queues bound then. If none is: choreo dlq list unclaimed.",
         ),
     ] = None,
     correlation_id: Annotated[
-        str | None, typer.Option("--correlation-id", metavar="ID", help="The transaction that it belongs to.")
+        str | None,
+        typer.Option(
+            "--correlation-id", metavar="ID", help="Correlation id: the transaction that the event belongs to."
+        ),
     ] = None,
     event_id: Annotated[
-        str | None, typer.Option("--id", metavar="ID", help="Its own id, to repeat a publish without an answer.")
+        str | None,
+        typer.Option("--id", metavar="ID", help="Event id. Reuse it to repeat a publish whose outcome is unknown."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show, but send nothing.")] = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Any topic with any JSON, known or not.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate and print the event, but do not send it.")
+    ] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Publish any JSON to any topic, without validation.")] = False,
     output: OutputOption = Output.TEXT,
     url: Url = None,
 ) -> None:
-    """Publish events: all are checked before the first one is sent, and each is confirmed by the broker.
+    """Publish events. All are validated before the first is sent; the broker confirms each one.
 
-    Prints topic and id of each confirmed event. The first failure ends it.
+    Prints topic and id of each confirmed event. Stops at the first failure.
     """
     from choreo.errors import UsageError
     from choreo.observe import logs
@@ -108,7 +117,7 @@ def publish(
                 try:
                     write(message)
                 except BrokenPipeError:
-                    raise ChoreoError("nobody reads stdout any more", "let the reader take all of it") from None
+                    raise ChoreoError("the reader of stdout has closed it", "let the reader take all of it") from None
                 advance()
 
             tally, interrupted = wait_for(_send(settings, form.topic, pace, messages, total, confirmed))
@@ -174,7 +183,7 @@ async def _send(
                 return
             interrupted.set()
             sending.stop()
-            note("choreo: waiting for what is on its way; Ctrl-C again to leave at once")
+            note("choreo: waiting for confirmations; press Ctrl-C again to stop at once")
 
         asyncio.get_running_loop().add_signal_handler(SIGINT, interrupt)  # until the loop ends
         return await sending.send(messages, total), interrupted.is_set()

@@ -34,38 +34,42 @@ def run(  # noqa: PLR0917 - typer makes an option of each
     concurrency: Annotated[
         str | None,
         typer.Option(
-            metavar="NUMBER", help="Reactions of one agent that run at once. [default: 16]", show_default=False
+            metavar="NUMBER", help="Reactions of one agent that run concurrently. [default: 16]", show_default=False
         ),
     ] = None,
     prefetch: Annotated[
         str | None,
-        typer.Option(metavar="NUMBER", help="Deliveries that one agent holds. [default: 100]", show_default=False),
+        typer.Option(metavar="NUMBER", help="Deliveries that one agent prefetches. [default: 100]", show_default=False),
     ] = None,
     processes: Annotated[
         int,
         typer.Option(
             metavar="NUMBER",
             parser=options.whole("--processes", 1, 1024),
-            help="Processes of the same agents, under one supervisor.",
+            help="Number of processes that run the same agents, under one supervisor.",
         ),
     ] = 1,
     process_per_agent: Annotated[
         bool,
         typer.Option(
-            "--process-per-agent", help="Run each agent in processes of its own: one that blocks holds up no other."
+            "--process-per-agent", help="Run each agent in its own processes, so that agents cannot block each other."
         ),
     ] = False,
     apart: Annotated[bool, typer.Option("--apart", hidden=True)] = False,
     drain: Annotated[
         str | None,
-        typer.Option(help="Time to finish what runs after SIGTERM. [default: 30s]", metavar="TIME", show_default=False),
+        typer.Option(
+            help="Time for running reactions to finish after SIGTERM. [default: 30s]",
+            metavar="TIME",
+            show_default=False,
+        ),
     ] = None,
     wait: Annotated[
         str | None,
         typer.Option(help="Time to wait for the broker at start. [default: 5s]", metavar="TIME", show_default=False),
     ] = None,
     reload: Annotated[
-        bool, typer.Option("--reload", help="Start anew when an agent's file changes (needs watchfiles).")
+        bool, typer.Option("--reload", help="Restart when an agent's file changes (needs watchfiles).")
     ] = False,
     health_port: Annotated[
         str | None,
@@ -73,15 +77,15 @@ def run(  # noqa: PLR0917 - typer makes an option of each
     ] = None,
     health_host: Annotated[
         str | None,
-        typer.Option(metavar="HOST", help="Where to serve them. [default: 127.0.0.1]", show_default=False),
+        typer.Option(metavar="HOST", help="Address for /live and /ready. [default: 127.0.0.1]", show_default=False),
     ] = None,
     leave_out_broken: Annotated[bool, typer.Option("--leave-out-broken", hidden=True)] = False,
     log_level: LogLevel = None,
     url: Url = None,
 ) -> None:
-    """Run agents until SIGTERM or Ctrl-C, then finish what is under way and exit.
+    """Run agents until SIGTERM or Ctrl-C, then drain and exit.
 
-    The first signal drains: nothing new is taken, what runs is finished, the rest is handed back. A second one ends at
+    The first signal drains: nothing new is taken, what runs is finished, the rest is requeued. A second one ends at
     once. Exit code 0: drained; 75: the time ran out, what was cut off will be delivered again.
     """
     from choreo import loader
@@ -111,7 +115,7 @@ def run(  # noqa: PLR0917 - typer makes an option of each
             loader.require(name, settings.agents_folder)
     start.step(f"importing {', '.join(names or ['all agents'])}")
     start.serve_health(settings)
-    # With --reload a file that cannot be imported is for its process to say: the next change may mend it.
+    # With --reload a file that cannot be imported is for its process to say: the next change may fix it.
     if leave_out_broken:  # the process that `choreo dev --reload` starts
         agents, left_out = find_good(names or [], settings)
         start.notifier.left_out(left_out)
@@ -137,7 +141,7 @@ def find(names: list[str], settings: Settings, *, everyone: bool) -> list[Agent]
 
     if bool(names) == everyone:
         raise UsageError(
-            "name the agents to run, or say --all" if not names else "say either names or --all",
+            "name the agents to run, or use --all" if not names else "give either names or --all",
             f"known in {settings.agents_folder}: {', '.join(loader.known(settings.agents_folder)) or 'none'}",
         )
     if everyone:
@@ -186,7 +190,7 @@ async def supervise(
 ) -> int:
     """Run `processes` of each group of agents until a signal ends them; return the exit code.
 
-    With `reload` they start anew when a file changes. `on_ready` is called once, when all are ready for the first time,
+    With `reload` they restart when a file changes. `on_ready` is called once, when all are ready for the first time,
     with the names of those agents that they have left out.
     """
     from choreo.runtime.processes import Supervisor, command

@@ -160,7 +160,7 @@ def _place(place: str, default_port: int) -> tuple[str, int]:
         return host, default_port
     # The text is not repeated: in amqp://user:password, without a host, it is the password.
     if not _PORT.fullmatch(port[1:]) or not 0 < int(port[1:]) < 65536:
-        raise InvalidUrl("has a port that is no number from 1 to 65535", f"{_EXAMPLE}; {_ESCAPES}")
+        raise InvalidUrl("has a port that is not a number from 1 to 65535", f"{_EXAMPLE}; {_ESCAPES}")
     return host.lower(), int(port[1:])
 
 

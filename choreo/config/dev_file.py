@@ -161,9 +161,7 @@ def light(root: Path) -> Iterator[Beacon]:
 
 
 def _unusable(path: Path, why: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{path / _FILE} cannot be written: {why}", f"remove {path}: it holds nothing that is not made anew"
-    )
+    return ConfigurationError(f"{path / _FILE} cannot be written: {why}", f"remove {path}: it will be created again")
 
 
 def _folder(root: Path, stack: ExitStack) -> int:

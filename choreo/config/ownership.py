@@ -23,7 +23,7 @@ _ACCESS_LIST: Final = "system.posix_acl_access"
 
 
 def named() -> Path | None:
-    """Return the project that CHOREO_PROJECT names. Raises ConfigurationError where it is no folder."""
+    """Return the project that CHOREO_PROJECT names. Raises ConfigurationError where it is not a folder."""
     written = os.environ.get(VARIABLE)
     if not written:
         return None

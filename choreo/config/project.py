@@ -44,7 +44,7 @@ def find() -> Project:
         if table is None:
             return Project(cwd, folder, None, {})
         if not isinstance(table, dict):
-            raise ConfigurationError(f"tool.choreo in {file} is no table", "write [tool.choreo] above its settings")
+            raise ConfigurationError(f"tool.choreo in {file} is not a table", "write [tool.choreo] above its settings")
         return Project(cwd, folder, file, table)
     return Project(cwd, named or cwd, None, {})
 

@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     Made directly, ``Settings(prefetch=10)``, it takes what it is given and reads neither variables nor files.
 
     `url`: the broker, or the nodes of one cluster with commas between. `password`, `password_file`: replace
-    the one in `url`; a file's last line break is no part of it. `namespace`: first word of every queue and
+    the one in `url`; a file's last line break is not part of it. `namespace`: first word of every queue and
     exchange. `agents`: the folder with the agent modules. `concurrency`: reactions at once in a process.
     `prefetch`: deliveries that a process holds per agent. `drain`: seconds for what runs when a worker stops.
     `wait`: seconds to try to reach the broker at the start. `publish_timeout`: seconds until a publish that
@@ -301,14 +301,14 @@ def _table(project: Project) -> _Source:
 
 
 def _known(source: _Source) -> _Source:
-    """Return `source` unless one of its keys is no setting."""
+    """Return `source` unless one of its keys is not a setting."""
     source = _current(source)
     for key in source.values:
         if key not in Settings.model_fields:
             near = difflib.get_close_matches(key, Settings.model_fields, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ConfigurationError(
-                f"{source.name(key)} is no setting", f"{hint}known: {', '.join(Settings.model_fields)}"
+                f"{source.name(key)} is not a setting", f"{hint}known: {', '.join(Settings.model_fields)}"
             )
     return source
 
@@ -343,13 +343,13 @@ def _env_file(path: Path) -> _Source:
 
 
 def _check_env_file(path: Path) -> None:
-    """Refuse a file with a line that is no assignment: dotenv would skip it, and choreo would use another broker."""
+    """Refuse a file with a line that is not an assignment: dotenv would skip it, and another broker could be used."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8") as file:
         wrong = next((each.original.line for each in parse_stream(file) if each.error), None)
     if wrong is not None:
-        raise ConfigurationError(f"{path}, line {wrong}, is no NAME=value", "fix it; a quote may not be closed")
+        raise ConfigurationError(f"{path}, line {wrong}, is not NAME=value", "fix it; a quote may not be closed")
 
 
 def _prefixed(variables: Mapping[str, str | None], after: str) -> _Source:
@@ -365,15 +365,15 @@ def _prefixed(variables: Mapping[str, str | None], after: str) -> _Source:
     for key in sorted(source.values.keys() - Settings.model_fields.keys()):
         near = next((field for field in Settings.model_fields if _one_slip(key, field)), None)
         if near:
-            raise ConfigurationError(f"{source.name(key)} is no setting", f"did you mean {PREFIX}{near.upper()}?")
+            raise ConfigurationError(f"{source.name(key)} is not a setting", f"did you mean {PREFIX}{near.upper()}?")
         like = difflib.get_close_matches(key, Settings.model_fields, n=1, cutoff=_ALIKE)
-        doubts += [f"{source.name(key)} is no setting; did you mean {PREFIX}{each.upper()}?" for each in like]
+        doubts += [f"{source.name(key)} is not a setting; did you mean {PREFIX}{each.upper()}?" for each in like]
     values = {key: value for key, value in source.values.items() if key in Settings.model_fields}
     return replace(source, values=values, doubts=(*source.doubts, *doubts))
 
 
 def _one_slip(written: str, meant: str) -> bool:
-    """Say whether one letter too many, missing, wrong or swapped with its neighbour is all that differs."""
+    """Say whether one letter too many, missing, wrong or swapped with the next one is all that differs."""
     while written and meant and written[0] == meant[0]:
         written, meant = written[1:], meant[1:]
     while written and meant and written[-1] == meant[-1]:

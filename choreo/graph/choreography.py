@@ -24,7 +24,7 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong with a choreography: by which rule, where in the code, the way out (`hint`).
+    """One thing that is wrong with a choreography: by which rule, where in the code, what to do (`hint`).
 
     An `error` makes deliveries end as dead letters once it runs: a loop at the agent's `max_hops`, an
     unheard event when the broker returns it. A `warning` (unfed) is a reaction that never runs.
@@ -161,7 +161,7 @@ def _by_name(agents: Iterable[Agent]) -> dict[str, Agent]:
             )
         if other is not agent:
             raise DeclarationError(
-                f"two agents are named {agent.name!r}: at {other.where} and at {agent.where}",
+                f"two agents have the name {agent.name!r}: at {other.where} and at {agent.where}",
                 "give one of them another name: an agent owns its queue",
             )
     return by_name
@@ -215,7 +215,7 @@ def _flow(events: dict[str, KnownEvent]) -> tuple[list[str], list[str]]:
                 continue
             topics[topic] = None
             for reaction in events[topic].consumers:
-                if reaction.consumes:  # one that takes whatever matches a pattern is no part of the flow
+                if reaction.consumes:  # one that takes whatever matches a pattern is not part of the flow
                     names[reaction.agent] = None
                     waiting.extend(declaration(each).topic for each in reaction.emits + reaction.otherwise_emits)
     return list(topics), list(names)
@@ -256,9 +256,9 @@ def _loop(loop: tuple[Step, ...]) -> Finding:
     return Finding(
         rule="loop",
         severity="error",
-        message=f"{path} goes round without a declared bound",
+        message=f"{path} is a cycle without a declared bound",
         where=last.where,
-        hint=f"if it is meant, bound it with max_hops in the decorator of {full_name(last)}, as in "
+        hint=f"if it is intended, bound it with max_hops in the decorator of {full_name(last)}, as in "
         f"@agent.on(max_hops=8); if not, {last.name} must not emit {loop[0].taken}",
     )
 

@@ -1,7 +1,7 @@
 """Log lines for somebody who develops: a delivery is one short line, and so is everything else.
 
     12:03:04 handled  b36414f8  greeter.greet  visitor.arrived -> visitor.greeted  0.4 ms
-    12:03:05 failed   b36414f8  greeter.greet  visitor.arrived  try again in 2 s: OSError('door stuck')
+    12:03:05 failed   b36414f8  greeter.greet  visitor.arrived  retry in 2 s: OSError('door stuck')
     12:03:07 dead     order-17  greeter.greet  visitor.arrived  ValueError('no name')
     12:03:07 info     b36414f8  greeter.greet  what the reaction logs itself  name=Ada
 

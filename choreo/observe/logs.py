@@ -51,7 +51,7 @@ _QUIETER = {
     "watchfiles": logging.WARNING,  # the supervisor says itself what changed
 }
 
-# journald cuts lines at 48 KiB and a cut JSON line is no JSON: one text never comes near that.
+# journald cuts lines at 48 KiB and a cut JSON line is not JSON: one text never comes near that.
 _TEXT_LIMIT = 8_192
 _HEAD = 2_048
 _ITEMS = 64

@@ -55,7 +55,7 @@ class Notifier:
 
     @property
     def takes_time(self) -> bool:
-        """Whether somebody gives up on a start that takes too long, unless told otherwise."""
+        """Whether somebody gives up on a start that takes too long, by default."""
         return self._address is not None
 
     def extend(self, seconds: float) -> None:

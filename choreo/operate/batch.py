@@ -75,7 +75,7 @@ class Batch:
         self.close()
 
     def close(self) -> None:
-        """Give back the memory and the disk."""
+        """Release the memory and the disk."""
         self._spool.close()
 
     def _fill(self, form: Form, source: BinaryIO, name: str, on_checked: Callable[[], None]) -> None:
@@ -130,10 +130,10 @@ def opened(data: str | None, stdin: BinaryIO | None) -> AbstractContextManager[t
     if data.startswith("@"):
         return _file(data[1:])
     if _FIELD.match(data):
-        raise UsageError(f"{data!r:.80} is no JSON", f"nothing was sent; a field is set so: --set {data:.80}")
+        raise UsageError(f"{data!r:.80} is not JSON", f"nothing was sent; set a field with --set {data:.80}")
     if _PATH.fullmatch(data) and not _is_json(data):
-        what = "is a file, and no JSON" if Path(data).is_file() else "is neither JSON nor a file"
-        raise UsageError(f"{data!r:.80} {what}", f"nothing was sent; a file is said with @: @{data:.80}; stdin is -")
+        what = "is a file, not JSON" if Path(data).is_file() else "is neither JSON nor a file"
+        raise UsageError(f"{data!r:.80} {what}", f"nothing was sent; name a file with @: @{data:.80}; stdin is -")
     return nullcontext((BytesIO(os.fsencode(data)), "the event"))
 
 

@@ -127,11 +127,11 @@ class DeadLetterQueue:
         incomplete: bool = False,
         expiring: bool = False,
     ) -> Repair:
-        """Send letters to this agent's queue and to no other agent's, each as on its first try and as it was.
+        """Send letters to this agent's queue and to no other agent's, each as on its first attempt and as it was.
 
         One whose headers could not be read, or had no room on the letter, is left there unless `incomplete`: then it
         goes without them, and what was kept of them goes with it. What stands aside (`message.ASIDE`) goes in that
-        header, and is counted in the result; but with `expiring`, a time to live is in its place and begins anew.
+        header, and is counted in the result; but with `expiring`, a time to live is in its place and starts again.
 
         The letters with `ids`, else the first `limit`, else all; but none that comes while this goes on, so that one
         that dies again is not replayed again. One after the other, and each is acknowledged only when its copy is
@@ -146,7 +146,7 @@ class DeadLetterQueue:
             # The copy would come back into this very queue, without what is written on the letter.
             raise ConfigurationError(
                 f"the queue {queue} does not exist, so nothing can be replayed to it",
-                f"start the agent, which makes it, then try again: choreo run {self.agent}",
+                f"start the agent, which creates it, then retry: choreo run {self.agent}",
             )
         asides = Counter[str]()
 
@@ -296,7 +296,7 @@ def check_name(agent: str) -> None:
     """Raise InvalidName unless `agent` may be the name of an agent."""
     if not NAME.fullmatch(agent):
         raise InvalidName(
-            f"{agent[:80]!a} is no name of an agent",
+            f"{agent[:80]!a} is not an agent name",
             'a name is a lower-case letter, then up to 62 of a-z, 0-9, "_" and "-"',
         )
 

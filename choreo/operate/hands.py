@@ -2,10 +2,10 @@
 
 AMQP knows no looking without taking. Messages are taken by the *hand*: so many from the head of the queue and no more.
 What a hand has not settled goes back when it is closed, in the order in which it came. (Closing a channel keeps that
-order; of 300 messages given back one by one some changed places [measured: 3.10.8].) Until RabbitMQ 4.3 every way back
+order; of 300 messages requeued one by one some changed places [measured: 3.10.8].) Until RabbitMQ 4.3 every way back
 counts towards a delivery limit that a policy may have set [measured: 3.10.8, 4.0.5]; `choreo.runtime.policies` says so.
 
-What was given back lies before what has never been taken, and goes out again first in, first out. To look at fewer of
+What was requeued lies before what has never been taken, and goes out again first in, first out. To look at fewer of
 those would put these few behind the others [measured: 3.10.8, 4.3.6]. So before anything goes back, hands are taken
 until one ends with a message that was never taken before; then all goes back in order. A first look thus takes no more
 than what was asked for, a later one at least what was taken earlier.
@@ -24,7 +24,7 @@ from choreo.transport import Consumer, Delivery, QueueStats, Session
 
 MOST_AT_ONCE: Final = 65_535  # the largest prefetch that AMQP can say
 SILENCE: Final = 3.0  # seconds without a message although there were some: somebody else has taken them
-PATIENCE: Final = 2.0  # seconds until what was acknowledged or given back shows in the queue's figures
+PATIENCE: Final = 2.0  # seconds until what was acknowledged or requeued shows in the queue's figures
 POLL: Final = 0.005  # seconds between two looks at them
 # RabbitMQ hands a quorum queue 32 settlements at a time. Those that wait for their turn are lost when the channel is
 # closed, and their messages come back [measured: 117 of 150 acknowledged one by one; 3.10.8, 4.3.6]. So never so many
@@ -39,7 +39,7 @@ class Hand:
         self.size = size
         self.taken = 0
         self.settled = 0
-        self.seen_before = False  # its last one had been taken and given back at some time
+        self.seen_before = False  # its last one had been taken and requeued at some time
         self.full = asyncio.Event()
         self.consumer: Consumer | None = None
 

@@ -40,7 +40,7 @@ class Change:
         path = tuple(field.split("."))
         if not equals or not all(path):
             raise UsageError(
-                f"--set {written!r:.80} is no field=value", "such as --set total=42.00 --set address.city=Berlin"
+                f"--set {written!r:.80} is not field=value", "such as --set total=42.00 --set address.city=Berlin"
             )
         try:
             value = json.loads(text.encode(), parse_constant=str)
@@ -63,7 +63,9 @@ class Change:
                 body = body.setdefault(name, {})
             if not isinstance(body, dict):
                 where = ".".join(self.path[:depth]) or "the body"
-                raise PayloadError(f"--set {'.'.join(self.path)}: {where} is no JSON object", "it has no fields to set")
+                raise PayloadError(
+                    f"--set {'.'.join(self.path)}: {where} is not a JSON object", "it has no fields to set"
+                )
         body[last] = self.value
 
 
@@ -88,7 +90,7 @@ class Form:
             raise _unknown_topic(name, events)
         if len(kinds) > 1:
             topics = ", ".join(sorted(declaration(kind).topic for kind in kinds))
-            raise UnknownTopic(f"several events are named {name}", f"say which by its topic: {topics}")
+            raise UnknownTopic(f"several events are named {name}", f"name one by its topic: {topics}")
         return cls(declaration(kinds[0]).topic, kinds[0], tuple(changes), max_body)
 
     @classmethod
@@ -96,7 +98,7 @@ class Form:
         """Return a form that takes any JSON. Raises UsageError for what cannot be a topic."""
         if not TOPIC.fullmatch(topic) or len(topic) > MAX_TOPIC:
             raise UsageError(
-                f"{topic!r:.80} is no topic",
+                f"{topic!r:.80} is not a topic",
                 f'a topic is words of letters, digits, "_" and "-" with dots between, at most {MAX_TOPIC} bytes',
             )
         return cls(topic, None, tuple(changes), max_body)
@@ -174,7 +176,7 @@ def identifier(option: str, value: str | None) -> str | None:
     """Return `value` if it can be an id. Raises UsageError that names the option."""
     if value is None or (value and value.isprintable() and len(value.encode()) <= _MAX_ID):
         return value
-    raise UsageError(f"{option} {value!r:.60} is no id", f"an id is 1 to {_MAX_ID} bytes of printable characters")
+    raise UsageError(f"{option} {value!r:.60} is not an id", f"an id is 1 to {_MAX_ID} bytes of printable characters")
 
 
 def too_large(what: str, max_body: int) -> PayloadError:
@@ -209,7 +211,7 @@ def _no_field(path: str, model: type[BaseModel]) -> str:
     outer, dot, name = path.rpartition(".")
     near = difflib.get_close_matches(name, _fields(model), n=1)
     hint = f", did you mean {outer}{dot}{near[0]}?" if near else ""
-    return f"{path!r:.80} is no field of {model.__name__}{hint}"
+    return f"{path!r:.80} is not a field of {model.__name__}{hint}"
 
 
 def _fields(model: type[BaseModel]) -> dict[str, str]:

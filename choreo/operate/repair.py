@@ -62,10 +62,10 @@ class Repair:
                     "they are dead letters again; fix what fails, start the agent anew, then replay them",
                 )
             return
-        reasons = [*map(str, self.failures), *(f"{each}: no such letter was seen" for each in self.missing)]
+        reasons = [*map(str, self.failures), *(f"{each}: no such dead letter was found" for each in self.missing)]
         if self.ended is not None:
             reasons.append(self.ended.message)
-        why = "; ".join(reasons) or "somebody else holds them"
+        why = "; ".join(reasons) or "another consumer holds them"
         if self.done:
             rest = "the rest is" if self.done < self.wanted else "the last ones may be"
             text = f"{self.done} of {self.wanted} {done}, {rest} still there: {why}"
@@ -79,4 +79,4 @@ class Repair:
             raise self.ended
         if self.missing:
             raise UsageError(why, "choreo dlq list shows which there are")
-        raise ChoreoError(f"nothing {done}: {why}", "try again when nobody else looks at this queue")
+        raise ChoreoError(f"nothing {done}: {why}", "retry when nothing else reads this queue")

@@ -45,7 +45,7 @@ class RabbitConsumer:
         self._settle(delivery.tag)
 
     def requeue(self, delivery: Delivery) -> None:
-        """Give back with basic.nack, which from RabbitMQ 4.3 on does not count towards the delivery limit."""
+        """Requeue with basic.nack, which from RabbitMQ 4.3 on does not count towards the delivery limit."""
         self._give_back(delivery.tag)
 
     async def cancel(self) -> None:

@@ -115,7 +115,7 @@ class ManagementApi:
         except TimeoutError:
             raise _NoAnswerError("no answer in time") from None
         except (OSError, http.client.HTTPException, ValueError, RecursionError):
-            raise _NoAnswerError("what answers there is no management API") from None
+            raise _NoAnswerError("what answers there is not a management API") from None
 
 
 class _NoAnswerError(Exception):
@@ -130,7 +130,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _read(answer: http.client.HTTPResponse, deadline: float) -> bytes:
-    """Read all of an answer, in small pieces: the socket's timeout begins anew with each byte that drips in."""
+    """Read all of an answer, in small pieces: the socket's timeout begins again with each byte that drips in."""
     body = bytearray()
     while piece := answer.read1(65536):
         body += piece
@@ -197,13 +197,13 @@ def _binding(found: Mapping[str, Any]) -> Binding:
 
 def _table(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise _NoAnswerError("what answers there is no management API")
+        raise _NoAnswerError("what answers there is not a management API")
     return value
 
 
 def _tables(value: Any) -> Iterable[Mapping[str, Any]]:
     if not isinstance(value, list):
-        raise _NoAnswerError("what answers there is no management API")
+        raise _NoAnswerError("what answers there is not a management API")
     return map(_table, value)
 
 

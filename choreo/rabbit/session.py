@@ -199,7 +199,7 @@ class RabbitSession:
             raise translate.flag_off(f"{error} {self._sender.ended}") or translate.declaring(error) from error
 
     async def remove(self, topology: Topology) -> None:
-        """Delete the queues of `topology`, with all that they hold, and its exchanges. What is gone is no error."""
+        """Delete the queues of `topology`, with all that they hold, and its exchanges. What is gone is not an error."""
         channel = await calls.channel(self._publishing)
         try:
             for queue in topology.queues:
@@ -227,7 +227,7 @@ class RabbitSession:
         # Its own word goes before every policy and setting of the broker's, from 4.3 on; older ones pass over it.
         arguments = {"x-consumer-timeout": int(hold * 1000)} if hold is not None else None
         # From 4.3 on a nack counts as no failure, and the end of a channel does. Before, everything counts, and of a
-        # few hundred given back by one nack some change places [measured: 3.10.8, 4.0.5, 4.3.6].
+        # few hundred requeued by one nack some change places [measured: 3.10.8, 4.0.5, 4.3.6].
         nacks_rest = looking and not self.server.counts_returns
         consumer = RabbitConsumer(queue, channel, leave=self._leave, arguments=arguments, nacks_rest=nacks_rest)
         await consumer.start(lane.Consuming(self._receiver, channel.number, consumer, on_delivery, self._cannot_settle))

@@ -21,7 +21,7 @@ class Frame(NamedTuple):
 class Settlements:
     """The delivery tags of one channel, which the broker counts up from 1.
 
-    There must be one writer: a frame with `multiple` speaks for every tag below its own, so what was given back has to
+    There must be one writer: a frame with `multiple` speaks for every tag below its own, so what was requeued has to
     be written before it. However much is settled beside one delivery that is not, no more is kept than there are such
     deliveries: between two of them lies one stretch.
     """
@@ -31,7 +31,7 @@ class Settlements:
         self._last = 0  # the highest acknowledged tag of the run, 0 when it has been written
         self._stragglers: set[int] = set()  # acknowledged behind a gap, not yet written
         self._given_back: list[int] = []  # not yet written
-        self._rest_back = False  # all the others are to be given back
+        self._rest_back = False  # all the others are to be requeued
         # Stretches of tags that are written, beyond the run and without a gap: the last tag of each by its first one,
         # and the other way round.
         self._lasts: dict[int, int] = {}

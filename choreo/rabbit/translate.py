@@ -39,8 +39,8 @@ def connecting(error: BaseException, broker: BrokerUrl, ended: tuple[int, str] |
     text = str(error)
     if ended is not None and (ended[0] in _LATER or _LIMIT.search(ended[1])):
         return BrokerUnreachable(
-            f"the broker at {broker.address} lets nobody in: {ended[1]}",
-            "try again later, or ask its operator (rabbitmqctl list_vhost_limits, list_user_limits)",
+            f"the broker at {broker.address} refuses connections: {ended[1]}",
+            "retry later, or ask its operator (rabbitmqctl list_vhost_limits, list_user_limits)",
         )
     if isinstance(error, amqp.ProbableAuthenticationError | amqp.AuthenticationError):
         return AccessRefused(

@@ -8,7 +8,7 @@ import tenacity
 
 from choreo.errors import BrokerUnreachable
 
-# A broker that is away for a minute must not be missed for half a minute more; one that refuses has to be mended first,
+# A broker that is away for a minute must not be missed for half a minute more; one that refuses has to be fixed first,
 # and writes a line for each attempt.
 _AWAY: Final = tenacity.wait_random_exponential(multiplier=0.4, exp_base=1.5, min=0.1, max=3)
 _REFUSING: Final = tenacity.wait_random_exponential(multiplier=0.4, exp_base=1.5, min=0.1, max=30)

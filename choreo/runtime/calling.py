@@ -165,7 +165,7 @@ async def _within(reaction: Reaction, work: Awaitable[Any]) -> list[Event]:
         if not deadline.expired():
             raise  # the work's own
         if reaction.in_thread:
-            what = "its thread goes on, which nothing can end; what it does then counts for nothing"
+            what = "its thread continues, because it cannot be stopped; its result will be ignored"
             _logger.warning("deadline passed", agent=reaction.agent, reaction=reaction.name, next=what)
         raise ReactionTimeout(
             f"reaction {reaction.name!r} of agent {reaction.agent} ran longer than its {reaction.timeout:g} s",

@@ -122,7 +122,7 @@ class Courier:
         except _SessionLostError:
             return
         except asyncio.CancelledError:
-            self._log(case).warning("cut off", next="given back, to be delivered again")
+            self._log(case).warning("cut off", next="requeued, to be delivered again")
             delivery.consumer.requeue(delivery)
             raise
 
@@ -147,7 +147,7 @@ class Courier:
                 end_child(reaction)
             if events:
                 await self._emit(case, opened, reaction, events)
-        except BaseException as error:  # also what ends a process elsewhere: here it ends one try
+        except BaseException as error:  # also what ends a process elsewhere: here it ends one attempt
             if forks.forked and case.reaction is not None:
                 end_child(case.reaction)
             if self._is_ours(error):
@@ -177,11 +177,11 @@ class Courier:
             error, decision = _after(error, second), DeadLetter(Reason.FAILED)
         match decision:
             case TryNow():
-                self._log(case).warning("failed", error=logs.shown(error), next="try again at once")
+                self._log(case).warning("failed", error=logs.shown(error), next="retry at once")
                 case.tries += 1
                 return await self._try(case)
             case TryLater(delay):
-                self._log(case).warning("failed", error=logs.shown(error), next=f"try again in {delay} s")
+                self._log(case).warning("failed", error=logs.shown(error), next=f"retry in {delay} s")
                 await self._store(case, self.names.delay, return_key(self.agent.name, delay), self._retry(case))
                 self.counters.retried += 1
             case Otherwise():
@@ -297,7 +297,7 @@ class Courier:
         return None
 
     def _retry(self, case: _Case) -> Message:
-        """Return the message for its next try. It keeps its id, also one that it got from us: all tries emit alike."""
+        """Return the message for its next attempt. It keeps its id, also a derived one: all attempts emit alike."""
         assert case.envelope is not None
         assert case.first_failure is not None
         return case.delivery.message.forwarded(
@@ -350,7 +350,7 @@ class Courier:
             if isinstance(result, Refused) and result.reason != "rejected" and await self.heal(case.session):
                 continue
             pause = _HOLD[min(attempt, len(_HOLD) - 1)]
-            self._log(case).error("held", exchange=exchange, error=result.detail, next=f"try again in {pause} s")
+            self._log(case).error("held", exchange=exchange, error=result.detail, next=f"retry in {pause} s")
             self.held.add(id(case))
             self.on_held()
             await asyncio.wait((case.session.lost,), timeout=pause)

@@ -39,7 +39,7 @@ class Slice:
         return time.monotonic() - self._turned > _SLICE
 
     def renew(self) -> None:
-        """Begin anew when the loop has turned, before any drainer goes on."""
+        """Begin again when the loop has turned, before any drainer goes on."""
         if not self._turning:
             self._turning = True
             asyncio.get_running_loop().call_soon(self._has_turned)
@@ -85,7 +85,7 @@ class Drainers:
         return [task for task in self._tasks if not task.done()]
 
     def cancel(self) -> None:
-        """Cancel what still runs; each hands its delivery back."""
+        """Cancel what still runs; each requeues its delivery."""
         self.courier.ending.set()
         self.arrived.close()  # else whoever is cancelled wakes the next, and starts one more
         for task in self.running:

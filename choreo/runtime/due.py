@@ -19,7 +19,7 @@ from choreo.transport import Confirmed, Consumer, Delivery, Publication, Refused
 _AT_ONCE: Final = 100  # on the way at a time, in one process
 _MOST_REFUSED: Final = 8  # doublings of the second after which an event is published again: four minutes
 _PATIENCE: Final = 600.0  # seconds for the broker's word; a lost session ends it sooner
-_PAUSE: Final = 5.0  # seconds before something is given back that could go nowhere
+_PAUSE: Final = 5.0  # seconds before something is requeued that could go nowhere
 _GOODBYE: Final = 3.0  # seconds for what is on the way when the worker stops
 
 _logger = get_logger()
@@ -80,7 +80,7 @@ class DueEvents:
         if problem is None:
             delivery.consumer.acknowledge(delivery)
         elif not self._session.lost.done():
-            _logger.error("due event held", queue=self.queue, error=problem, next=f"given back in {_PAUSE:g} s")
+            _logger.error("due event held", queue=self.queue, error=problem, next=f"requeued in {_PAUSE:g} s")
             await asyncio.sleep(_PAUSE)
             delivery.consumer.requeue(delivery)
 

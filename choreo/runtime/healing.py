@@ -1,4 +1,4 @@
-"""What is declared may be deleted while a worker runs, by people and their programs: it is declared anew.
+"""What is declared may be deleted while a worker runs, by people and their programs: it is declared again.
 
 A work queue is missed by its consumer. Everything else is missed by whoever publishes to it, and that may be others: so
 the worker looks too. A binding that was taken away shows nowhere over AMQP, and is made again now and then.
@@ -35,11 +35,11 @@ async def report_gone(session: Session, queues: Sequence[str]) -> None:
     with contextlib.suppress(ChoreoError):  # what ends the session is said elsewhere
         for queue in queues:
             if await session.stats(queue) is None:
-                _logger.error("queue gone", queue=queue, lost="what it held", next="it is declared anew, empty")
+                _logger.error("queue gone", queue=queue, lost="what it held", next="it is declared again, empty")
 
 
 class Healer:
-    """Declares `topology` anew where it is missing; `shared` is the part of it that is no agent's own."""
+    """Declares `topology` again where it is missing; `shared` is the part of it that is no agent's own."""
 
     def __init__(self, topology: Topology, shared: Topology) -> None:
         self._topology = topology
@@ -87,5 +87,5 @@ class Healer:
             self._not_before = clock() + (_APART if missing else _FRUITLESS)
         if missing:
             lost = "what its queues held"
-            _logger.error("topology incomplete", missing=list(missing), lost=lost, next="declared anew, empty")
+            _logger.error("topology incomplete", missing=list(missing), lost=lost, next="declared again, empty")
         return bool(missing) or asked

@@ -12,7 +12,7 @@ from choreo.reaction import Reaction
 # Seconds. A broker closes the channel of a consumer that holds a delivery longer than its consumer_timeout, 30 minutes
 # unless set otherwise, and looks once in a minute. Source: RabbitMQ, Consumers, "Delivery Acknowledgement Timeout".
 LONGEST_HOLD: Final = 28 * 60.0
-BROKERS_OWN: Final = 30 * 60.0  # seconds, what a broker waits unless it is told otherwise
+BROKERS_OWN: Final = 30 * 60.0  # seconds, what a broker waits by default
 _SPARE: Final = 60.0  # seconds asked for besides what reactions take: what follows from them has to be stored
 
 _RETRIES: Final = 8  # for so many deliveries of an agent's queue, one of its retries may be held
@@ -23,8 +23,8 @@ _logger = get_logger()
 def longest_way(reaction: Reaction, publish_timeout: float) -> float:
     """Return the seconds that a delivery of `reaction` may take once it has begun.
 
-    That is every try in this process, and the last word, each with the confirmation of what it emits. A thread may go
-    on after its deadline, and the next try waits for it.
+    That is every attempt in this process, and the last word, each with the confirmation of what it emits. A thread may
+    go on after its deadline, and the next attempt waits for it.
     """
     again = reaction.retry.immediate if reaction.retry is not None else 0
     waiting = again * reaction.timeout if reaction.in_thread else 0.0

@@ -40,7 +40,7 @@ async def enter(
     if not hasattr(manager, "__aenter__"):
         raise DeclarationError(
             f"agent {agent.name} ({agent.where}): its lifespan returned an object of type {type(manager).__name__},"
-            " which is no asynchronous context manager",
+            " which is not an asynchronous context manager",
             "write @asynccontextmanager over an async def with one yield",
         )
     resources = await _begun(manager, agent, stopping)
@@ -90,7 +90,7 @@ def failure(error: BaseException) -> LifespanFailed | None:
         where = f" ({place['where']})" if "where" in place else ""
         return LifespanFailed(
             f"the lifespan of agent {agent.name} failed {when}{where}: {shown(error)}",
-            "the line of the log, lifespan failed, has the way there",
+            'the log line "lifespan failed" has the traceback',
         )
     return None
 
@@ -119,7 +119,7 @@ async def _begun(manager: contextlib.AbstractAsyncContextManager[Any], agent: Ag
             raise StoppedError from error
         raise DeadlinePassed(
             f"the lifespan of agent {agent.name} has not begun within {START_TIMEOUT:g} s",
-            "look at what it waits for; what takes long belongs behind its yield",
+            "find out what it waits for; put slow work after its yield",
         ) from error
 
 

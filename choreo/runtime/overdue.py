@@ -20,7 +20,7 @@ from choreo.errors import ChoreoError, EnvelopeError
 from choreo.message import Reason
 from choreo.transport import Delivery, came_back, likeness
 
-# Brokers before 4.3 count them too, and bury a message beyond its delivery limit of 20 while its run goes on.
+# Brokers before 4.3 count them too, and dead-letter a message beyond its delivery limit of 20 while its run goes on.
 ROUNDS: Final = 15
 _EXPECTED: Final = 60.0  # seconds in which a copy comes; later it was delivered to somebody else
 _MOST_DONE: Final = 10_000

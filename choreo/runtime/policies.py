@@ -29,24 +29,24 @@ def effects(queue: QueueDetail) -> tuple[str, ...]:
     found = {}
     final = "x-dead-letter-exchange" not in arguments  # what it drops is gone
     overflow = policy.get("overflow") or arguments.get("x-overflow") or "drop-head"
-    found["expires"] = "deletes the queue when nobody has used it for so many ms"
+    found["expires"] = "deletes the queue if it is unused for so many ms"
     if final:
         if overflow == "drop-head":
             found |= dict.fromkeys(("max-length", "max-length-bytes"), "drops the oldest messages")
         found["message-ttl"] = "drops messages after so many ms"
         found["delivery-limit"] = "drops messages that came back so often (until RabbitMQ 4.3 each look counts)"
         if policy.get("delayed-retry-type") != "disabled":
-            found["delayed-retry-type"] = "hides for a while what was looked at"
+            found["delayed-retry-type"] = "hides inspected messages for a while"
     else:
         if overflow == "drop-head":
-            found["overflow"] = "has what it drops written as dead letters at most once"
+            found["overflow"] = "writes the messages that it drops as dead letters at most once"
         if "x-message-ttl" in arguments:
             found["message-ttl"] = "ends delays early"
     return tuple(f"{key}={policy[key]} {what}" for key, what in found.items() if key in policy)
 
 
 def dangers(queues: Iterable[QueueDetail]) -> tuple[str, ...]:
-    """Return a sentence on each policy that destroys what `queues` hold: which, what it does, the way out."""
+    """Return a sentence on each policy that destroys what `queues` hold: which, what it does, and a hint."""
     alike: dict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = {}
     for queue in queues:
         if found := effects(queue):
@@ -114,5 +114,5 @@ def report_older(queues: Sequence[str]) -> None:
             "dead-letter queues of an earlier release",
             queues=list(queues),
             danger="under a policy with a length they drop their oldest letters",
-            way_out="empty each (choreo dlq replay, or drop) and rabbitmqctl delete_queue it: it is declared anew",
+            way_out="empty each (choreo dlq replay, or drop) and rabbitmqctl delete_queue it: it is declared again",
         )

@@ -228,7 +228,7 @@ class Supervisor:
                 about["stacks"] = process.stacks
             log = partial(_logger.error if code else _logger.info, "process ended", **about)
             if self._watched and code and not process.had_begun:
-                # What a broken file has to say it says once; the next change may mend it.
+                # What a broken file has to say it says once; the next change may fix it.
                 log(restart="when a file changes")
                 await self._next_change()
             else:

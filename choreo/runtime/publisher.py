@@ -1,4 +1,4 @@
-"""The publisher: how a program that is no agent, such as a web application, puts events into the choreography."""
+"""The publisher: how a program that is not an agent, such as a web application, puts events into the choreography."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 While the loop does not turn, no deadline can fire, nothing is acknowledged and no heartbeat is sent. A function that
 keeps Python's global lock, such as a long call into C, keeps this thread from looking as well, and in a `def` reaction
-it holds up the loop all the same: this thread says so as soon as it gets the lock. Against one that never gives it
-back a supervisor, systemd's watchdog and /live help.
+it holds up the loop all the same: this thread says so as soon as it gets the lock. Against one that never releases it a
+supervisor, systemd's watchdog and /live help.
 """
 
 from __future__ import annotations

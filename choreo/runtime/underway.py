@@ -1,7 +1,7 @@
-"""What runs in this process for the events of one agent: no event has two tries here at a time, and one can be ended.
+"""What runs in this process for the events of one agent: no event has two attempts at a time, and one can be ended.
 
-A try may outlast its delivery: a thread goes on after its deadline, since nothing can stop it; and when the session is
-lost the broker delivers again what still runs. The next try of that event waits for the one before it.
+An attempt may outlast its delivery: a thread goes on after its deadline, since nothing can stop it; and when the
+session is lost the broker delivers again what still runs. The next attempt of that event waits for the one before it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Underway:
         return bool(self._events)
 
     async def until_done(self, event_id: str, delivery: Delivery, given: Awaitable[T], ending: asyncio.Event) -> T:
-        """Return what `given`, a try for `delivery`, comes to.
+        """Return what `given`, an attempt for `delivery`, comes to.
 
         Raises what `give_up` says, unless the worker is `ending`.
         """
@@ -61,19 +61,19 @@ class Underway:
             self._end(event_id)
 
     def give_up(self, delivery: Delivery, error: ChoreoError) -> None:
-        """End the try for `delivery`, with `error`; nothing happens when none is waited for."""
+        """End the attempt for `delivery`, with `error`; nothing happens when none is waited for."""
         key = id(delivery)
         if (task := self._tasks.get(key)) is not None and key not in self._given_up:
             self._given_up[key] = error
             task.cancel()
 
     def goes_on(self, event_id: str, over: asyncio.Future[None]) -> None:
-        """Note that a try that nobody waits for any more runs in a thread until `over`."""
+        """Note that an attempt that nobody waits for any more runs in a thread until `over`."""
         self._begin(event_id)
         over.add_done_callback(lambda _: self._end(event_id))
 
     async def wait(self, opened: Envelope, reaction: Reaction) -> None:
-        """Return when no try of that event runs, after as long as the reaction may take at most.
+        """Return when no attempt of that event runs, after as long as the reaction may take at most.
 
         Raises ReactionTimeout when one runs even then: that is a failed try as well.
         """
@@ -86,7 +86,7 @@ class Underway:
         except TimeoutError:
             raise ReactionTimeout(
                 f"{reaction.name!r} of agent {reaction.agent} still runs in a thread for {opened.topic} {opened.id},"
-                f" {reaction.timeout:g} s after this try was due, so it was not called again",
+                f" {reaction.timeout:g} s after this attempt was due, so it was not called again",
                 "a thread cannot be stopped: give what it waits for a deadline of its own, below timeout=",
             ) from None
 

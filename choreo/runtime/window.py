@@ -1,9 +1,9 @@
 """How much of its queue an agent holds at a time, so that a delivery that ends the process takes no other with it.
 
-Whatever a process holds when it ends counts as delivered once more, and beyond its delivery limit the broker buries a
-message, whoever was to blame. So a suspect (see `suspects`) runs while nothing else of its queue is held. RabbitMQ
-delivers what came back before what is new. A subscription therefore begins narrow, with one delivery at a time, and
-gets its whole window when the next one is no suspect.
+Whatever a process holds when it ends counts as delivered once more, and beyond its delivery limit the broker
+dead-letters a message, whoever was to blame. So a suspect (see `suspects`) runs while nothing else of its queue is
+held. RabbitMQ delivers what came back before what is new. A subscription therefore begins narrow, with one delivery at
+a time, and gets its whole window when the next one is not a suspect.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class _Subscription:
                 copy.consumer.requeue(copy)
 
     def give_back(self) -> None:
-        """Give the suspects back that have not run."""
+        """Requeue the suspects that have not run."""
         assert self._consumer is not None
         while self.suspects:
             self._consumer.requeue(self.suspects.pop())
@@ -144,7 +144,7 @@ class Window:
     """The subscription of one agent in one session: narrow while suspects come, else `prefetch` deliveries wide.
 
     `on_delivery` gets what is to run. A wide window that meets a suspect, from the crash of another worker, takes
-    nothing more, waits until everything else is settled, runs it, and is narrow again. It does not give suspects back
+    nothing more, waits until everything else is settled, runs it, and is narrow again. It does not requeue suspects
     to find them again: brokers before 4.3 count that too, and among many workers it would add up.
 
     `hold`: seconds that the broker is asked to wait for a delivery. When it ends the subscription because one took
@@ -191,7 +191,7 @@ class Window:
         return self._subscriptions[-1], self._subscriptions[-1].arrivals
 
     async def cancel(self) -> None:
-        """Ask for no more deliveries, and give back those that were set aside. The others stay to be settled."""
+        """Ask for no more deliveries, and requeue those that were set aside. The others stay to be settled."""
         with contextlib.suppress(TimeoutError):  # the broker does not answer: the end of the session does the rest
             # One that is just being made would be nobody's; and a request that is cut off may cost the connection. Who
             # waits to change something next must not get to it either.
@@ -222,7 +222,7 @@ class Window:
                 task.cancel()
 
     async def _keep(self, narrow: _Subscription) -> None:
-        """Receive, and begin anew whenever the broker has ended the subscription; the session goes on."""
+        """Receive, and begin again whenever the broker has ended the subscription; the session goes on."""
         while True:
             receiving = asyncio.create_task(self._run(narrow), name=f"subscriptions of {self.queue}")
             ended = asyncio.create_task(self._ended.wait())

@@ -38,7 +38,7 @@ from choreo.transport import Connect, Delivery, Session
 _SAID: Final = 16  # attempts that are each said while nobody answers; after them, one in so many
 _LOOK: Final = 1.0  # seconds for the question whether the queues are still there
 _SHORT_LIFE: Final = 10.0  # seconds
-_END_TIMEOUT: Final = 3.0  # seconds for what is cancelled to give its delivery back
+_END_TIMEOUT: Final = 3.0  # seconds for what is cancelled to requeue its delivery
 SUBSCRIBING: Final = "subscribing"  # begins the status from which on messages arrive
 GRACE: Final = 4.0  # seconds after the drain time for everything that has to be closed
 
@@ -116,11 +116,11 @@ class Worker:
         self._watchers.append(callback)
 
     def stop(self) -> None:
-        """Begin to drain: take nothing new, finish what runs, hand the rest back."""
+        """Begin to drain: take nothing new, finish what runs, requeue the rest."""
         self._stop.set()
 
     def abort(self) -> None:
-        """Stop at once: what runs is cancelled and handed back."""
+        """Stop at once: what runs is cancelled and requeued."""
         self._stop.set()
         self._abort.set()
 
@@ -164,7 +164,7 @@ class Worker:
             self.entering = False
 
     def fail(self, task: str, error: BaseException) -> None:
-        """End: a task that the worker needs has ended with `error`. What runs is finished, the rest is handed back."""
+        """End: a task that the worker needs has ended with `error`. What runs is finished, the rest is requeued."""
         _logger.critical("task failed inside choreo", task=task, exc_info=error, next="the worker drains and ends")
         if self._failure is None:
             self._failure = InternalError(
@@ -181,7 +181,7 @@ class Worker:
 
     async def _consume_until_stopped(self) -> bool:
         # At the start: patient for `wait` seconds if nobody answers, not at all with a refusal. Later a refusal may be
-        # mended too, and is waited out like everything else.
+        # fixed too, and is waited out like everything else.
         self._change(State.STARTING, f"starting: connecting to {self._addresses}", logged=False)
         only_unreachable = tenacity.retry_if_exception_type(BrokerUnreachable)
         session = await self._connected(only_unreachable, tenacity.stop_after_delay(self._settings.wait))

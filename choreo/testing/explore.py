@@ -19,7 +19,7 @@ from choreo.testing.scenario import NoScenarioError
 
 @dataclass(slots=True)
 class Exploration:
-    """What was explored: how many schedules, how much went wrong on them, which steps were gone on any of them."""
+    """What was explored: how many schedules, how many faults they had, which hops happened on any of them."""
 
     schedules: int = 0
     faults: int = 0

@@ -39,8 +39,8 @@ class Emission(Generic[E]):
 class Attempt:
     """One call of a reaction. Times are seconds into the rehearsal; `ended` is None while it runs.
 
-    `reaction` is its full name; `number` counts the tries of this event from 1, as the context does. `error` is what it
-    raised; a process that ended meanwhile raises CancelledError.
+    `reaction` is its full name; `number` counts the attempts of this event from 1, as the context does. `error` is what
+    it raised; a process that ended meanwhile raises CancelledError.
     """
 
     reaction: str
@@ -53,7 +53,7 @@ class Attempt:
 
 
 class Hop(NamedTuple):
-    """One step of a choreography: `reaction` (its full name) takes `taken` and emits `emitted`, or nothing."""
+    """One hop of a choreography: `reaction` (its full name) takes `taken` and emits `emitted`, or nothing."""
 
     taken: str
     reaction: str
@@ -64,7 +64,7 @@ class Hop(NamedTuple):
 
 
 def declared(agents: Iterable[Agent]) -> set[Hop]:
-    """Return all steps that the signatures of `agents` allow."""
+    """Return all hops that the signatures of `agents` allow."""
     choreography = Choreography.of(agents)
     hops = {Hop(step.taken, full_name(step.reaction), step.emitted) for step in choreography.steps()}
     for event in choreography.events:

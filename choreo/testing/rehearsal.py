@@ -136,7 +136,7 @@ class Rehearsal:
         elif error is None and (unused := self._fates.unused()):
             raise FaultUnused(
                 f"ordered, and it never happened: {'; '.join(unused)}",
-                "order it before the event that it is for is published, mend agent, event or point,"
+                "order it before the event that it is for is published, correct agent, event or point,"
                 " or say maybe=True where it need not happen",
             )
 
@@ -183,7 +183,7 @@ class Rehearsal:
     ) -> Receipt:
         """Publish `event` as `choreo.connect` does, and return when the broker has it. Raises PublishRefused."""
         if not isinstance(event, Event):
-            raise UsageError(f"what is published is {event!r:.60}", "publish an event: an object of a class of Event")
+            raise UsageError(f"published was {event!r:.60}", "publish an event: an object of a class of Event")
         event_id = event_id or f"{self._fates.random.getrandbits(128):032x}"
         options: Any = {"delay": delay, "correlation_id": correlation_id, "event_id": event_id}
         if self._fates.doubles(declaration(event).topic):
@@ -325,12 +325,12 @@ class Rehearsal:
 
     @property
     def walked(self) -> set[Hop]:
-        """The steps that were really gone: from an event through a reaction to an event. Compare `declared`."""
+        """The hops that really happened: from an event through a reaction to an event. Compare `declared`."""
         return set(self._record.walked)
 
     @property
     def declared(self) -> set[Hop]:
-        """The steps that the signatures of the agents allow; those not in `walked` were not rehearsed."""
+        """The hops that the signatures of the agents allow; those not in `walked` were not rehearsed."""
         return declared(self._record.agents.values())
 
     def story(self) -> str:
@@ -376,7 +376,7 @@ class Rehearsal:
         for process in self._processes.values():
             process.check()
         self._play.stage.host.catch_up()
-        left = [f"{name} starts anew" for name, each in self._processes.items() if not (each.down or each.ready)]
+        left = [f"{name} restarts" for name, each in self._processes.items() if not (each.down or each.ready)]
         up = [name for name, process in self._processes.items() if not process.down]
         watched = {queue(name) for name in up for queue in (self._names.queue, self._names.retries)}
         for queue in self._play.stage.host.broker.queues():

@@ -30,7 +30,7 @@ def going(scenario: Callable[[R], Awaitable[T]], rehearsal: R) -> Awaitable[T]:
         given.close()  # it would complain that nobody awaited it, which is not what is wrong
         raise NoScenarioError(f"{name}() is given, called already", f"give the function itself: {name}")
     if not callable(given):
-        raise NoScenarioError(f"{given!r:.60} is no scenario", "a scenario is: async def scenario(rehearsal): ...")
+        raise NoScenarioError(f"{given!r:.60} is not a scenario", "a scenario is: async def scenario(rehearsal): ...")
     result: Any = given(rehearsal)
     if not inspect.isawaitable(result):
         raise NoScenarioError(

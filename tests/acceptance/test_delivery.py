@@ -786,7 +786,7 @@ async def test_headers_of_other_clients_do_not_stop_a_delivery(stage: Stage, hea
 async def test_message_that_the_client_cannot_decode_ends_as_a_dead_letter(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A message id that is no UTF-8 ends the connection; the worker comes back, the broker buries the message at its
+    """A message id that is not UTF-8 ends the connection; the worker comes back, the broker buries the message at its
     delivery limit, and the neighbours are handled."""
     monkeypatch.setattr(topology, "DELIVERY_LIMIT", 3)  # each delivery costs a session
     payment = stage.agent()

@@ -688,7 +688,7 @@ async def test_drop_destroys_what_was_chosen_and_nothing_else(desk: Desk, dlq):
 async def test_drop_always_asks(desk: Desk, dlq, chosen: tuple[str, ...]):
     """Also about what was named: dropped is gone for good."""
     await desk.bury(1, 2, 3)
-    assert "say --yes" in refused(await dlq("drop", "a", *chosen), 2)
+    assert "pass --yes" in refused(await dlq("drop", "a", *chosen), 2)
     assert (await desk.stats(desk.dlq)).ready == 3
 
 
@@ -727,7 +727,7 @@ async def test_unknown_agent_is_said_with_the_nearest_name(
 def test_hostile_name_is_refused_before_anybody_is_asked(choreo: Run, name: str):
     """Nobody listens at that port."""
     said = refused(choreo("dlq", "list", name, env={"CHOREO_URL": "amqp://127.0.0.1:1"}), 2)
-    assert "is no name of an agent" in said
+    assert "is not an agent name" in said
     assert "\x1b" not in said
 
 

@@ -67,7 +67,7 @@ def test_text_says_all_there_is_to_know(choreo: Run, temple: Path):
     assert "oracle  The oracle answers." in result.stdout
     assert "question.asked -> answer -> question.answered" in result.stdout
     assert "otherwise: question.given-up" in result.stdout
-    assert "retry: OSError: 3 tries" in result.stdout
+    assert "retry: OSError: 3 attempts" in result.stdout
     assert "dead letters: shrine.oracle.dlq" in result.stdout
     assert result.stdout.index("oracle  ") < result.stdout.index("scribe  ")
 
@@ -116,9 +116,9 @@ def test_module_that_logs_keeps_off_the_data(choreo: Run, temple: Path):
     ("arguments", "code", "text"),
     [
         (("orcale",), 2, "did you mean oracle?"),
-        (("../../etc/passwd",), 2, "'../../etc/passwd' is no name of an agent"),
+        (("../../etc/passwd",), 2, "'../../etc/passwd' is not an agent name"),
         (("os:system",), 2, "holds no agent"),
-        (("agents.events:Asked",), 2, "no Agent"),
+        (("agents.events:Asked",), 2, "not an Agent"),
     ],
 )
 def test_unknown_and_hostile_names(choreo: Run, temple: Path, arguments: tuple[str, ...], code: int, text: str):

@@ -175,9 +175,8 @@ def test_agents_are_what_is_shown_without_a_word(inspect: Run):
     assert till["consumes"] == ["order.declined", "order.placed"]
     assert till["emits"] == ["order.declined", "order.paid"]
     assert till["reactions"] == ["charge", "refund"]
-    assert (
-        till["retry"]
-        == "OSError: 3 tries, 1s doubling to 5m, jittered; charge: ValueError: 2 tries, 2s doubling to 5m, jittered"
+    assert till["retry"] == (
+        "OSError: 3 attempts, 1s doubling to 5m, jittered; charge: ValueError: 2 attempts, 2s doubling to 5m, jittered"
     )
     assert till["timeout"] == 10.0
     assert till["description"] == "The till takes money."
@@ -196,8 +195,8 @@ def test_one_agent_is_shown_in_full(inspect: Run, namespace: str):
     assert charge["otherwise_emits"] == ["order.declined"]
     assert refund["compensates"] == "charge"
     assert (charge["retry"], refund["retry"]) == (
-        "ValueError: 2 tries, 2s doubling to 5m, jittered",
-        "OSError: 3 tries, 1s doubling to 5m, jittered",
+        "ValueError: 2 attempts, 2s doubling to 5m, jittered",
+        "OSError: 3 attempts, 1s doubling to 5m, jittered",
     )
     text = inspect("till").stdout
     for line in ("The till takes money.", "compensates  charge", "otherwise    declined -> order.declined"):
@@ -375,7 +374,7 @@ def test_watch_waits_for_a_broker_that_is_restarted(start_choreo: Start, shop: P
     [
         (("tilt",), 2, "did you mean till?"),
         (("queue",), 2, "did you mean queues?"),
-        (("../../etc/passwd",), 2, "is no name of an agent"),
+        (("../../etc/passwd",), 2, "is not an agent name"),
         (("os:system",), 2, "is a module of Python itself"),
         (("--watch", "--interval", "soon"), 2, "500ms, 30s"),
         (("--watch", "--interval", "0"), 2, "at least 100ms"),

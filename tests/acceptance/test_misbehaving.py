@@ -280,7 +280,7 @@ def test_lifespan_that_does_not_end_keeps_the_exit_code(stage: Stage, stubborn: 
 
 @pytest.mark.parametrize("when", ["before its yield", "at its end"])
 def test_lifespan_that_fails_is_named_in_one_line(stage: Stage, when: str) -> None:
-    """With its agent, the error and the user's own line, in the log and in the last word, which is no traceback."""
+    """With its agent, the error and the user's own line, in the log and in the last word, not a traceback."""
     failing = 'raise OSError("no such database")'
     text = with_lifespan(**{"before" if when == "before its yield" else "after": failing})
     running = stage.run(text, state=None)

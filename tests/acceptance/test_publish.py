@@ -252,7 +252,7 @@ def test_receipts_that_cannot_be_written_end_it_with_an_account(
     assert len(done.stderr.splitlines()) == 2
     sent = int(found[1])
     assert (sent + int(found[2]), found[4]) == (5000, found[1])
-    assert ("No space left" if way == "full disk" else "nobody reads stdout any more") in found[3]
+    assert ("No space left" if way == "full disk" else "the reader of stdout has closed it") in found[3]
     assert len(listener.heard()) == sent
 
 
@@ -345,7 +345,7 @@ def test_raw(choreo: Run, env: dict[str, str], listener: Listener, tmp_path: Pat
     assert delivery.message.headers["ce-type"] == "some.thing"
     assert "ce-dataschema" not in delivery.message.headers
     failed(choreo("publish", "some.thing", "[", "--raw", cwd=tmp_path, env=env), 65, "not JSON")
-    failed(choreo("publish", "some thing", "[]", "--raw", cwd=tmp_path, env=env), 2, "'some thing' is no topic")
+    failed(choreo("publish", "some thing", "[]", "--raw", cwd=tmp_path, env=env), 2, "'some thing' is not a topic")
     assert listener.heard() == []
 
 
@@ -358,12 +358,12 @@ BAD = {
     "no object": (("[]",), 65, ["not a valid OrderPlaced (order.placed)", "object"]),
     "wrong type": (('{"order": "1", "total": "much"}',), 65, ["total: Input should be a valid decimal"]),
     "field missing": (('{"order": "1"}',), 65, ["total: Field required", "fields of OrderPlaced: order, total"]),
-    "field misspelt": (('{"order": "1", "totl": 1}',), 65, ["'totl' is no field", "did you mean total?"]),
-    "field unknown": (('{"order": "1", "total": 1, "nots": ""}',), 65, ["'nots' is no field", "did you mean note?"]),
+    "field misspelt": (('{"order": "1", "totl": 1}',), 65, ["'totl' is not a field", "did you mean total?"]),
+    "field unknown": (('{"order": "1", "total": 1, "nots": ""}',), 65, ["'nots' is not a field", "did you mean note?"]),
     "inner field": (
         ('{"order": "1", "total": 1, "address": {"city": "B", "stret": ""}}',),
         65,
-        ["'address.stret' is no field of Address", "did you mean address.street?"],
+        ["'address.stret' is not a field of Address", "did you mean address.street?"],
     ),
     "empty argument": (("",), 65, ["the event is empty"]),
     "empty stdin": (("-",), 65, ["stdin is empty"]),
@@ -373,9 +373,9 @@ BAD = {
     "an unreadable file": (("@/proc/self/mem",), 2, ["'/proc/self/mem' cannot be read: "]),  # even for root
     "a folder": (("@agents",), 2, ["'agents' cannot be read: Is a directory"]),
     "no file named": (("@",), 2, ["names no file"]),
-    "field through a text": ((ORDER, "--set", "order.x=1"), 65, ["--set order.x: order is no JSON object"]),
-    "set without =": (("--set", "total"), 2, ["--set 'total' is no field=value"]),
-    "set without field": (("--set", "=1"), 2, ["is no field=value"]),
+    "field through a text": ((ORDER, "--set", "order.x=1"), 65, ["--set order.x: order is not a JSON object"]),
+    "set without =": (("--set", "total"), 2, ["--set 'total' is not field=value"]),
+    "set without field": (("--set", "=1"), 2, ["is not field=value"]),
     "infinity": ((ORDER, "--set", "total=1e999"), 65, ["number"]),
     "rate 0": ((ORDER, "--rate", "0"), 2, ["--rate '0' is not allowed"]),
     "rate nan": ((ORDER, "--rate", "nan"), 2, ["--rate 'nan' is not allowed"]),
@@ -383,8 +383,8 @@ BAD = {
     "delay of a month": ((ORDER, "--delay", "30d"), 2, ["--delay '30d' is not allowed", "12d"]),
     "a file without @": (("nofile", "--lines"), 2, ["'nofile' is neither JSON nor a file", "@nofile"]),
     "a file without @ or --lines": (("order.json",), 2, ["'order.json' is neither JSON nor a file", "@order.json"]),
-    "a field without --set": (("order=1001",), 2, ["'order=1001' is no JSON", "--set order=1001"]),
-    "empty id": ((ORDER, "--id", ""), 2, ["--id '' is no id"]),
+    "a field without --set": (("order=1001",), 2, ["'order=1001' is not JSON", "--set order=1001"]),
+    "empty id": ((ORDER, "--id", ""), 2, ["--id '' is not an id"]),
     "long id": ((ORDER, "--correlation-id", "ä" * 128), 2, ["--correlation-id", "255 bytes"]),
     "one id for many": ((ORDER, "--id", "a", "--count", "2"), 2, ["--id is for one event"]),
 }

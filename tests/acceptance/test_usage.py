@@ -79,7 +79,7 @@ def test_a_variable_that_is_nearly_a_setting_is_said_once(choreo: Run, project: 
     (project / "agents" / "greeter.py").write_text('from choreo import Agent\nagent = Agent("greeter")\n')
     done = choreo("graph", env={"CHOREO_CONCURENCI": "3"})
     assert done.returncode == 0
-    assert done.stderr.count("CHOREO_CONCURENCI is no setting; did you mean CHOREO_CONCURRENCY?") == 1
+    assert done.stderr.count("CHOREO_CONCURENCI is not a setting; did you mean CHOREO_CONCURRENCY?") == 1
 
 
 def test_the_same_value_from_a_variable_is_configuration(choreo: Run) -> None:

@@ -1,4 +1,4 @@
-"""What is no AMQP, or AMQP in the wrong place: the right error for who said it, and nothing for all others."""
+"""What is not AMQP, or AMQP in the wrong place: the right error for who said it, and nothing for all others."""
 
 from __future__ import annotations
 

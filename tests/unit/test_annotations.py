@@ -43,7 +43,7 @@ ONE, TWO, THREE = A(n=1), A(n=2), B(n=3)
 
 
 class Lazy:
-    """Something to iterate over that is no collection."""
+    """Something to iterate over that is not a collection."""
 
     def __iter__(self) -> Iterator[A]:
         return iter([ONE, TWO])

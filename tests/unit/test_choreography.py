@@ -158,7 +158,7 @@ def test_a_loop_is_told_with_its_whole_way() -> None:
     assert found[0].severity == "error"
     assert found[0].message == (
         "tcg.placed -> payment.charge -> tcg.paid -> shipping.ship -> tcg.shipped -> order.again -> tcg.placed "
-        "goes round without a declared bound"
+        "is a cycle without a declared bound"
     )
     assert "@agent.on(max_hops=8)" in found[0].hint
     assert "order.again" in found[0].hint
@@ -181,7 +181,7 @@ def test_the_bound_of_an_agent_is_no_declared_bound() -> None:
     """Every agent has a bound for what nobody foresaw; a loop that is meant says so on its reaction."""
     made = Agent("payment", max_hops=8)
     made.on(function("again", Placed, Placed))
-    assert [finding.message.partition(" goes")[0] for finding in findings(made)] == [
+    assert [finding.message.partition(" is a cycle")[0] for finding in findings(made)] == [
         "tcg.placed -> payment.again -> tcg.placed"
     ]
 
@@ -207,7 +207,7 @@ def test_two_ways_round_are_both_told() -> None:
         agent("two", function("go", Placed, Paid)),
         agent("back", function("go", Paid, Placed)),
     )
-    ways = [finding.message.partition(" goes")[0] for finding in found]
+    ways = [finding.message.partition(" is a cycle")[0] for finding in found]
     assert ways == [
         "tcg.placed -> one.go -> tcg.paid -> back.go -> tcg.placed",
         "tcg.placed -> two.go -> tcg.paid -> back.go -> tcg.placed",
@@ -221,7 +221,7 @@ def test_a_loop_beside_a_long_way_is_told_alone() -> None:
         agent("round", function("go", Paid, Paid | Shipped)),
         agent("out", function("go", Shipped, Closed)),
     )
-    assert [finding.message.partition(" goes")[0] for finding in found] == ["tcg.paid -> round.go -> tcg.paid"]
+    assert [finding.message.partition(" is a cycle")[0] for finding in found] == ["tcg.paid -> round.go -> tcg.paid"]
 
 
 def choreography_of(arrows: Iterable[tuple[int, int]]) -> Choreography:

@@ -44,8 +44,8 @@ def test_what_was_handled_and_what_followed(stderr: Captured):
         ("handled", {"emitted": [], "seconds": 1.5}, "handled  b36414f8  greeter.greet  visitor.arrived  1500.0 ms"),
         (
             "failed",
-            {"error": "OSError('stuck')", "next": "try again in 2 s"},
-            "failed   b36414f8  greeter.greet  visitor.arrived  try again in 2 s: OSError('stuck')",
+            {"error": "OSError('stuck')", "next": "retry in 2 s"},
+            "failed   b36414f8  greeter.greet  visitor.arrived  retry in 2 s: OSError('stuck')",
         ),
         (
             "failed",
@@ -143,7 +143,7 @@ def test_no_word_is_cut_on_a_narrow_terminal(width: int, colours: bool):
     """What is too long goes on below, indented; colours take no room, and piping on changes nothing."""
     told = DELIVERY | {
         "error": "OSError('the door is stuck, and nobody has the key to it')",
-        "next": "try again in 2 s",
+        "next": "retry in 2 s",
     }
     wide = Compact(colours=False)(None, "warning", {"event": "failed", "timestamp": "12:03:04", **told})
     shown = Compact(colours=colours, width=lambda: width)(

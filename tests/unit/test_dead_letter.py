@@ -125,7 +125,7 @@ def test_an_x_death_of_another_shape_tells_nothing(death: Any) -> None:
 
 @pytest.mark.parametrize("error", [Mute(), BankDown("\udcff\ud800"), BankDown("\x00")])
 def test_whatever_the_error_is_the_letter_can_be_sent(error: Exception) -> None:
-    """An exception whose text cannot be had, or is no UTF-8, must not keep its message from its dead letter."""
+    """An exception whose text cannot be had, or is not UTF-8, must not keep its message from its dead letter."""
     headers = letter(error=raised(error)).headers
     assert all(value.encode() for value in headers.values() if isinstance(value, str))
 

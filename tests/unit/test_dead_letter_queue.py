@@ -75,7 +75,7 @@ FAILED = Failure("id-1", "order.placed", "nacked")
             3,
             "2 of 3 replayed, the rest is still there: id-1 (order.placed): nacked",
         ),
-        (Repair(2, 1, missing=("id-9",)), PartlyDone, 3, "id-9: no such letter"),
+        (Repair(2, 1, missing=("id-9",)), PartlyDone, 3, "id-9: no such dead letter was found"),
         (
             Repair(9, 4, ended=BrokerUnreachable("gone")),
             PartlyDone,
@@ -88,11 +88,11 @@ FAILED = Failure("id-1", "order.placed", "nacked")
             3,
             "9 of 9 replayed, the last ones may be still there",
         ),
-        (Repair(9, 4), PartlyDone, 3, "somebody else holds them"),
+        (Repair(9, 4), PartlyDone, 3, "another consumer holds them"),
         (Repair(1, 0, [FAILED]), PublishFailed, 1, "nothing replayed: id-1 (order.placed): nacked"),
         (Repair(9, 0, ended=BrokerUnreachable("gone")), BrokerUnreachable, 69, "gone"),
-        (Repair(1, 0, missing=("id-9",)), UsageError, 2, "id-9: no such letter"),
-        (Repair(9, 0), ChoreoError, 1, "somebody else holds them"),
+        (Repair(1, 0, missing=("id-9",)), UsageError, 2, "id-9: no such dead letter was found"),
+        (Repair(9, 0), ChoreoError, 1, "another consumer holds them"),
     ],
 )
 def test_repair_that_is_not_complete_says_what_is_left(repair: Repair, kind: type[ChoreoError], code: int, says: str):

@@ -279,7 +279,7 @@ def test_a_long_tracestate_costs_no_event() -> None:
     ],
 )
 def test_a_body_that_is_no_such_event_says_why(body: bytes, reason: Reason, text: str) -> None:
-    """What is no strict JSON is undecodable; JSON that is not the event is invalid, by field."""
+    """What is not strict JSON is undecodable; JSON that is not the event is invalid, by field."""
     error = failure(Message(body))
     assert error.reason == reason
     assert text in error.message

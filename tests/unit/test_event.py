@@ -59,13 +59,13 @@ def test_an_event_does_not_change() -> None:
 
 
 def test_an_event_gets_no_further_fields() -> None:
-    """A name that is no field cannot be assigned either."""
+    """A name that is not a field cannot be assigned either."""
     with pytest.raises(EventMutated, match=r"Ended\.more"):
         Ended().more = 1  # type: ignore[attr-defined]
 
 
 def test_what_is_private_to_the_class_may_change() -> None:
-    """A private attribute is no part of the fact, a cached figure for example. Type checkers let one without an
+    """A private attribute is not part of the fact, a cached figure for example. Type checkers let one without an
     annotation be assigned."""
 
     class Caching(Event):
@@ -196,7 +196,7 @@ def test_a_topic_belongs_to_one_event() -> None:
 
 
 def test_a_class_imported_anew_takes_its_own_place() -> None:
-    """A reload makes the same class again, which is no duplicate."""
+    """A reload makes the same class again, which is not a duplicate."""
 
     def module() -> type[Event]:
         class Reloaded(Event, topic="test-event.reloaded"):

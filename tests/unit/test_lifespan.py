@@ -108,13 +108,13 @@ class Resources:
     [
         (bare, r"bare \(tests/unit/test_lifespan\.py:\d+\) is an async generator", "@asynccontextmanager"),
         (a_coroutine, "a_coroutine .* is a coroutine function", "@asynccontextmanager"),
-        (synchronous, "synchronous .* is no asynchronous context manager", "@asynccontextmanager"),
-        (a_generator, "a_generator .* is no asynchronous context manager", "@asynccontextmanager"),
+        (synchronous, "synchronous .* is not an asynchronous context manager", "@asynccontextmanager"),
+        (a_generator, "a_generator .* is not an asynchronous context manager", "@asynccontextmanager"),
         (never_ends(), "has been called already", "without ()"),
         (Resources(), "has been called already", "without ()"),
         (times_out, "times_out .* cannot be called without arguments: missing a required argument", "partial"),
-        ("payment", "'payment' is no function", "@asynccontextmanager"),
-        (dict, "dict is no asynchronous context manager", "@asynccontextmanager"),
+        ("payment", "'payment' is not a function", "@asynccontextmanager"),
+        (dict, "dict is not an asynchronous context manager", "@asynccontextmanager"),
     ],
 )
 def test_one_of_the_wrong_shape_is_refused_at_import(wrong: Any, why: str, way_out: str) -> None:

@@ -318,7 +318,7 @@ def test_an_underscore_where_the_agent_has_a_dash(folder: Path, write: Write):
 
 
 def test_a_module_without_an_agent(folder: Path, write: Write):
-    """A module that declares none, such as the events, is no agent."""
+    """A module that declares none, such as the events, is not an agent."""
     write("events", "from choreo import Agent\n")
 
     error = refused(UnknownAgent, "events", folder)
@@ -672,9 +672,9 @@ def test_a_reference(folder: Path, write: Write):
         ("shp.agents:agent", 'there is no module "shp"'),
         ("shop.agents.more:agent", 'there is no module "shop.agents.more"'),
         ("shop.agents:agnt", "shop.agents:agnt does not exist"),
-        ("shop.agents:none", "shop.agents:none is of type NoneType and no Agent"),
-        ("shop.agents:Agent", "shop.agents:Agent is of type type and no Agent"),
-        ("shop.agents:make", "shop.agents:make is of type function and no Agent"),
+        ("shop.agents:none", "shop.agents:none is of type NoneType, not an Agent"),
+        ("shop.agents:Agent", "shop.agents:Agent is of type type, not an Agent"),
+        ("shop.agents:make", "shop.agents:make is of type function, not an Agent"),
     ],
 )
 def test_a_reference_to_no_agent(name: str, message: str, folder: Path, write: Write):
@@ -884,7 +884,7 @@ def test_an_agent_that_all_would_miss(folder: Path, write: Write):
 
 
 def test_all_surfaces_what_cannot_be_parsed(folder: Path, write: Write):
-    """A file that is no Python may be an agent: it is listed, and loading all shows its error."""
+    """A file that is not Python may be an agent: it is listed, and loading all shows its error."""
     write("order")
     write("payment", "from choreo import Agent\nagent = Agent('payment'\n")
 

@@ -156,11 +156,11 @@ async def test_redirect_is_not_followed(serve):
         ((403, b""), "the user may not look at this virtual host"),
         ((404, b""), "it knows no such virtual host or queue"),
         ((500, b""), "it answered with HTTP status 500"),
-        ((200, b"<html>"), "what answers there is no management API"),
-        ((200, b"[" * 100_000), "what answers there is no management API"),
-        ((200, []), "what answers there is no management API"),
-        ((200, {"items": 7, "page_count": 1}), "what answers there is no management API"),
-        (None, "what answers there is no management API"),
+        ((200, b"<html>"), "what answers there is not a management API"),
+        ((200, b"[" * 100_000), "what answers there is not a management API"),
+        ((200, []), "what answers there is not a management API"),
+        ((200, {"items": 7, "page_count": 1}), "what answers there is not a management API"),
+        (None, "what answers there is not a management API"),
     ],
 )
 async def test_no_good_answer_is_a_reason_and_no_error(serve, answer: Answer | None, reason: str):

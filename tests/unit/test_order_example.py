@@ -292,8 +292,8 @@ def test_the_log_of_an_agent_tells_what_is_no_event():
     [story] = ledger
     line = {"correlation_id": "1", "agent": "payment", "error": "Unreachable('no answer')"}
 
-    ledger.heard(line | {"event": "failed", "next": "try again in 1 s"})
-    assert (story.news, story.end) == ("payment will try again in 1 s: Unreachable('no answer')", None)
+    ledger.heard(line | {"event": "failed", "next": "retry in 1 s"})
+    assert (story.news, story.end) == ("payment will retry in 1 s: Unreachable('no answer')", None)
 
     ledger.saw(travelling(PaymentDeclined(order="1", reason="no")))
     assert (story.news, ledger.retries) == ("", 1)

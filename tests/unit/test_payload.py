@@ -80,7 +80,7 @@ def test_change_is_json_where_it_reads_as_json(written: str, path: tuple[str, ..
 
 @pytest.mark.parametrize("written", ["", "a", "=", "=1", ".a=1", "a.=1", "a..b=1"])
 def test_change_without_a_field(written: str):
-    with pytest.raises(UsageError, match="is no field=value"):
+    with pytest.raises(UsageError, match="is not field=value"):
         Change.parse(written)
 
 
@@ -100,12 +100,12 @@ def test_changes_reach_inwards_and_make_way():
 
 @pytest.mark.parametrize(("data", "where"), [([], "the body"), ({"address": "Bonn"}, "address")])
 def test_change_through_something_else_than_an_object(data: Any, where: str):
-    with pytest.raises(PayloadError, match=f"{where} is no JSON object"):
+    with pytest.raises(PayloadError, match=f"{where} is not a JSON object"):
         body(form("address.city=Bonn"), data)
 
 
 def test_number_becomes_a_text_where_the_event_wants_one():
-    """As it was written: an order number keeps its zeros. What is no number stays what it is."""
+    """As it was written: an order number keeps its zeros. What is not a number stays what it is."""
     made = body(form("number=1.50", "kind=2", "address.city=50667", "total=2.5"), {})
     assert (made["number"], made["kind"], made["address"]["city"]) == ("1.50", "2", "50667")
     assert made["total"] == "2.5"
@@ -123,12 +123,12 @@ def test_body_is_the_event_with_its_defaults():
     ("data", "text"),
     [
         ({}, "number: Field required"),
-        ({"numbr": "1"}, r"number: Field required; 'numbr' is no field of Booked, did you mean number\?"),
-        ({"number": "1", "x": 1}, "'x' is no field of Booked"),
+        ({"numbr": "1"}, r"number: Field required; 'numbr' is not a field of Booked, did you mean number\?"),
+        ({"number": "1", "x": 1}, "'x' is not a field of Booked"),
         ({"number": "1", "address": {"city": "B", "stret": ""}}, r"'address.stret' .* did you mean address.street\?"),
-        ({"number": "1", "stops": [{"city": "B"}, {"city": "B", "zip": 1}]}, "'stops.1.zip' is no field of Address"),
-        ({"number": "1", "places": {"home": {"city": "B", "zip": 1}}}, "'places.home.zip' is no field of Address"),
-        ({"number": "1", "tags": [{"city": "B", "zip": 1}]}, "'tags.0.zip' is no field of Address"),
+        ({"number": "1", "stops": [{"city": "B"}, {"city": "B", "zip": 1}]}, "'stops.1.zip' is not a field of Address"),
+        ({"number": "1", "places": {"home": {"city": "B", "zip": 1}}}, "'places.home.zip' is not a field of Address"),
+        ({"number": "1", "tags": [{"city": "B", "zip": 1}]}, "'tags.0.zip' is not a field of Address"),
         ("text", "body: Input should be an object"),
     ],
 )
@@ -143,7 +143,7 @@ def test_what_an_event_lets_in_is_no_slip():
     body(FORM, {"number": "1", "free": {"any": {"thing": 1}}})
     body(Form("test-payload.aliased", Aliased), {"color": "red"})
     body(Form("test-payload.open", Open), {"number": "1", "more": 2})
-    with pytest.raises(PayloadError, match="'size' is no field of Aliased, did you mean Size"):
+    with pytest.raises(PayloadError, match="'size' is not a field of Aliased, did you mean Size"):
         body(Form("test-payload.aliased", Aliased), {"size": 4})
 
 
@@ -176,7 +176,7 @@ def test_raw_bytes_go_out_as_they_came():
     assert Form("any.thing", None).body(b' [1.50, "\xc3\xa4"]\n') == b'[1.50, "\xc3\xa4"]'
     assert Form.raw("any.thing", [Change.parse("a=1")], 100).body(b"{}") == b'{"a":1}'
     for topic in ("", "a b", "a..b", "a.#", "a" * 181):
-        with pytest.raises(UsageError, match="is no topic"):
+        with pytest.raises(UsageError, match="is not a topic"):
             Form.raw(topic, (), 100)
 
 
@@ -211,7 +211,7 @@ def test_message_is_one_that_agents_can_open():
 
 @pytest.mark.parametrize("value", ["", "a\nb", "x" * 256, "ä" * 128])
 def test_what_cannot_be_an_id(value: str):
-    with pytest.raises(UsageError, match=r"--id .* is no id"):
+    with pytest.raises(UsageError, match=r"--id .* is not an id"):
         identifier("--id", value)
 
 

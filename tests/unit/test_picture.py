@@ -97,7 +97,7 @@ def test_text_reads_agent_by_agent() -> None:
 payment  {first}
   tp.placed -> charge -> tp.paid
       otherwise: tp.declined
-      retry: ConnectionError: 3 tries, 1s doubling to 5m, jittered
+      retry: ConnectionError: 3 attempts, 1s doubling to 5m, jittered
       timeout: 30s  ({place(charge)})
   tp.failed -> refund -> tp.refunded
       compensates: charge
@@ -309,7 +309,7 @@ def test_data_is_whole() -> None:
         "emits": ["tp.paid"],
         "otherwise": ["tp.declined"],
         "compensates": None,
-        "retry": "ConnectionError: 3 tries, 1s doubling to 5m, jittered",
+        "retry": "ConnectionError: 3 attempts, 1s doubling to 5m, jittered",
         "timeout": 30.0,
         "max_hops": None,
     }

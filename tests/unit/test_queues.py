@@ -94,9 +94,8 @@ def clerk() -> Agent:
 
 def test_policies_name_the_agents_own_and_what_differs():
     """The agent-wide policy is stated, since it holds where a reaction names none."""
-    assert (
-        policies(clerk())
-        == "OSError: 3 tries, 1s doubling to 5m, jittered; answer: ValueError: 2 tries, 1s doubling to 5m, jittered"
+    assert policies(clerk()) == (
+        "OSError: 3 attempts, 1s doubling to 5m, jittered; answer: ValueError: 2 attempts, 1s doubling to 5m, jittered"
     )
 
 

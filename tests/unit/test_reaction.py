@@ -172,7 +172,7 @@ def test_an_unknown_name_is_refused(where: str) -> None:
 
 @pytest.mark.parametrize("annotation", ["Placed[", "Placed.nothing", "3 + None"])
 def test_an_annotation_that_cannot_be_read_is_refused(annotation: str) -> None:
-    """Text that is no annotation is a wrong declaration, not a crash."""
+    """Text that is not an annotation is a wrong declaration, not a crash."""
     refused(function(placed=annotation, returns=None), {"Placed": Placed})
 
 

@@ -509,7 +509,7 @@ async def test_the_end_of_a_terminal_events_publish_is_a_point_too(rehearsal: Re
     [
         (lambda: lambda _: None, "<lambda> is a plain function, and a scenario is a coroutine function"),
         (lambda: scenario_of()(Rehearsal()), "scenario() is given, called already"),
-        (lambda: 17, "17 is no scenario"),
+        (lambda: 17, "17 is not a scenario"),
     ],
 )
 def test_what_is_no_scenario_is_said(given: Callable[[], Any], message: str):

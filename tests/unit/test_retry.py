@@ -118,10 +118,10 @@ def test_the_longest_delay_is_what_the_ladder_adds_up_to() -> None:
 @pytest.mark.parametrize(
     ("policy", "expected"),
     [
-        (Retry(on=Unreachable), "Unreachable: 5 tries, 1s doubling to 5m, jittered"),
+        (Retry(on=Unreachable), "Unreachable: 5 attempts, 1s doubling to 5m, jittered"),
         (
             Retry(on=(Unreachable, TimeoutError), attempts=3, first="500ms", ceiling="1m", immediate=1),
-            "Unreachable, TimeoutError: 3 tries, 1 at once, 500ms doubling to 1m, jittered",
+            "Unreachable, TimeoutError: 3 attempts, 1 at once, 500ms doubling to 1m, jittered",
         ),
         (
             Retry(

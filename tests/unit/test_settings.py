@@ -284,12 +284,12 @@ def test_a_wrong_line_of_an_env_file_is_named(project: Path, monkeypatch: pytest
 
 
 def test_an_unknown_key_names_the_nearest(pyproject: Pyproject):
-    """A key that is no setting is an error with the nearest name and all others."""
+    """A key that is not a setting is an error with the nearest name and all others."""
     file = pyproject('log-level = "info"')
 
     error = refused()
 
-    assert error.message == f"[tool.choreo] log-level in {file} is no setting"
+    assert error.message == f"[tool.choreo] log-level in {file} is not a setting"
     assert error.way_out.startswith("did you mean log_level? known: url, ")
 
 
@@ -312,12 +312,12 @@ def test_a_misspelt_variable_is_refused(written: str, meant: str, project: Path,
     """A variable one letter away from a setting is refused by name, in .env too, and its value is not shown."""
     (project / ".env").write_text(f"{written}={SECRET}\n")
     error = refused()
-    assert error.message == f"{written} in {project / '.env'} is no setting"
+    assert error.message == f"{written} in {project / '.env'} is not a setting"
     assert error.way_out == f"did you mean {meant}?"
 
     (project / ".env").unlink()
     monkeypatch.setenv(written, SECRET)
-    assert refused().message == f"{written} is no setting"
+    assert refused().message == f"{written} is not a setting"
 
 
 def test_a_setting_of_older_versions_is_passed_over(pyproject: Pyproject, monkeypatch: pytest.MonkeyPatch):
@@ -363,7 +363,7 @@ def test_tool_choreo_that_is_no_table(whole: str, pyproject: Pyproject):
     """Anything else than a table under that name is refused."""
     file = pyproject(whole=whole)
 
-    assert refused().message == f"tool.choreo in {file} is no table"
+    assert refused().message == f"tool.choreo in {file} is not a table"
 
 
 def test_folders_in_place_of_files(project: Path):
@@ -526,7 +526,7 @@ def test_a_password_given_as_the_path_of_its_file(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_password_file_that_is_a_folder(project: Path):
-    """A folder is no password."""
+    """A folder is not a password."""
     with pytest.raises(ConfigurationError, match="cannot be read: Is a directory"):
         load(password_file=project).brokers()
 
@@ -610,9 +610,9 @@ def test_a_url_that_cannot_be_used_is_a_usage_error_on_the_command_line():
 def test_a_variable_that_is_like_a_settings_is_doubted(
     written: str, meant: str | None, monkeypatch: pytest.MonkeyPatch
 ):
-    """It may be somebody else's, so it is no error."""
+    """It may be somebody else's, so it is not an error."""
     monkeypatch.setenv(f"CHOREO_{written}", "1")
-    expected = (f"CHOREO_{written} is no setting; did you mean CHOREO_{meant}?",) if meant else ()
+    expected = (f"CHOREO_{written} is not a setting; did you mean CHOREO_{meant}?",) if meant else ()
     assert load().doubts == expected
 
 

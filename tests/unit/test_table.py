@@ -25,7 +25,7 @@ AGENT = {
     "dead": 12,
     "consumes": ["visitor.arrived", "visitor.left", "visitor.announced"],
     "emits": [],
-    "retry": "OSError: 5 tries, 1s doubling to 5m, jittered",
+    "retry": "OSError: 5 attempts, 1s doubling to 5m, jittered",
 }
 
 

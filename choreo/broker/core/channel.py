@@ -417,7 +417,7 @@ class Channel:
 
     @_method(60, 120)
     def nack(self, delivery_tag: int, *, multiple: bool = False, requeue: bool = True) -> None:
-        """basic.nack: give back, or dead-letter. Errors: 406."""
+        """basic.nack: requeue, or dead-letter. Errors: 406."""
         self._refuse(delivery_tag, multiple=multiple, requeue=requeue, failed=False)
 
     @_method(60, 90)
@@ -486,7 +486,7 @@ def _unknown(tag: int) -> AmqpError:
 
 
 def _refuse_each(held: list[Held], *, requeue: bool, failed: bool) -> None:
-    """Give back or dead-letter, one consumer's after the other's, in the order of their tags, as RabbitMQ does."""
+    """Requeue or dead-letter, one consumer's after the other's, in the order of their tags, as RabbitMQ does."""
     held.sort(key=_queue_and_tag)
     for mine in _in_groups(held, _queue_and_tag):
         queue = mine[0].queue
@@ -494,7 +494,7 @@ def _refuse_each(held: list[Held], *, requeue: bool, failed: bool) -> None:
 
 
 def _in_groups(held: Iterable[Held], together: Callable[[Held], object]) -> Iterator[list[Held]]:
-    """Return neighbours that `together` says the same of at once, without those whose queue is gone."""
+    """Return adjacent ones that `together` says the same of at once, without those whose queue is gone."""
     # Beside a queue that is gone there may stand another one of its name.
     for _, group in groupby((each for each in held if not each.queue.gone), together):
         yield list(group)

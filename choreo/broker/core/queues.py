@@ -83,7 +83,7 @@ class Consumer:
 
     @property
     def leaves(self) -> tuple[str, tuple[int, int]]:
-        """When it gives back what it holds as its channel closes: as they came; each basic.get, by its tag's text."""
+        """When it requeues what it holds as its channel closes: as they came; each basic.get, by its tag's text."""
         return "" if self.tag else str(self.order[0]), self.order
 
 

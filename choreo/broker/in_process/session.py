@@ -199,7 +199,7 @@ class InProcessConsumer:
         self._settle(partial(self._channel.ack, delivery.tag))
 
     def requeue(self, delivery: Delivery) -> None:
-        """Give back with basic.nack; after the end nothing happens."""
+        """Requeue with basic.nack; after the end nothing happens."""
         self._settle(partial(self._channel.nack, delivery.tag, requeue=True))
 
     async def cancel(self) -> None:

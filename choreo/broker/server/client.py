@@ -147,7 +147,7 @@ class Client(asyncio.Protocol):
         self._go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the name is asyncio's
-        """Give back what it held."""
+        """Requeue what it held."""
         self._state = State.CLOSED
         self._listener.left(self)
         self._leave()
@@ -367,7 +367,7 @@ class Client(asyncio.Protocol):
         self._listener.loop.call_soon(self.end)  # behind the flush
 
     def _leave(self) -> None:
-        """Give back what it held, once."""
+        """Requeue what it held, once."""
         for channel in self._channels.values():
             if not channel.closing:
                 channel.flush()

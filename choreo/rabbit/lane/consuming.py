@@ -50,7 +50,7 @@ class Consuming:
             self._write_soon()
 
     def give_back(self, tag: int) -> None:
-        """Give back with basic.nack, at the end of this turn of the loop."""
+        """Requeue with basic.nack, at the end of this turn of the loop."""
         self._settlements.give_back(tag)
         if not self._writing:
             self._write_soon()

@@ -1,4 +1,4 @@
-"""Direct reply-to: a name that leads to one consumer, and is no queue otherwise."""
+"""Direct reply-to: a name that leads to one consumer, and is not a queue otherwise."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_a_live_name_can_be_seen_from_any_connection(broker: Driver, name:
 
 @pytest.mark.since(4, 3)
 async def test_a_reply_that_comes_too_late_is_dropped(broker: Driver, name: Name) -> None:
-    """It is confirmed and not returned, `mandatory` or not. What is no such name is returned."""
+    """It is confirmed and not returned, `mandatory` or not. What is not such a name is returned."""
     client, other = await broker.client(), await broker.client()
     inbox, place = await asked(broker, client, name("requests"))
     await client.call("cancel", inbox.tag)

@@ -1,4 +1,4 @@
-"""Poison in the body: what is no text, no JSON, no event, or too much."""
+"""Poison in the body: what is not text, not JSON, not an event, or too much."""
 
 from __future__ import annotations
 

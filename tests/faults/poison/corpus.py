@@ -1,4 +1,4 @@
-"""All poison. What is harmless comes twice: it is handled, and with a body that is no event it dies unchanged."""
+"""All poison. What is harmless comes twice: it is handled, and with a body that is not an event it dies unchanged."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ _READ: Final = {
     "ce-id of 513 letters": text("ce-id", "x" * 513),
     "ce-id with a line break": text("ce-id", "a\nb"),
     "ce-source that is a table": table("ce-source"),
-    "ce-time that is no time": text("ce-time", "yesterday"),
+    "ce-time that is not a time": text("ce-time", "yesterday"),
     "ce-time beyond the year 9999": field("ce-time", "T", struct.pack(">Q", 2**62)),
     "cloudEvents:id that is void in an array": array("cloudEvents:id", b"V"),
     f"{MAX_HEADERS + 1} fields": b"".join(text(f"h{n}", "") for n in range(MAX_HEADERS + 1)),

@@ -1,7 +1,7 @@
 """Poison in the properties and in the routing key.
 
 Not here is what RabbitMQ refuses itself [3.10.8, 4.0.5, 4.3.6]: lengths that lie, properties that are cut off or have
-bytes behind them, a user-id other than one's own, an expiration that is no whole number from 0 in ASCII; 3.10 also
+bytes behind them, a user-id other than one's own, an expiration that is not a whole number from 0 in ASCII; 3.10 also
 refuses delivery modes besides 1 and 2.
 """
 

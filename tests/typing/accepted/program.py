@@ -105,7 +105,7 @@ Placed(order=1)  # type: ignore[arg-type]
 
 
 async def outside() -> None:
-    """Publish from a program that is no agent."""
+    """Publish from a program that is not an agent."""
     async with choreo.connect("amqp://localhost", publish_timeout="5s", password=None, prefetch=1) as publisher:
         reveal_type(publisher)  # is: Publisher
         receipt = await publisher.publish(placed, delay="30s")
