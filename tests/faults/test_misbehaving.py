@@ -316,8 +316,8 @@ def test_reaction_that_ends_its_process_is_buried_without_its_neighbours(
         "reaction ends its process (os._exit, segfault)",
         culprits,
         Reason.CRASHED,
-        f"culprits dead as crashed after at most {DELIVERY_LIMIT + 1} crashes, all neighbours handled",
-        note=f"{crashes} crashes, at most {most} by one event; a neighbour was begun at most {again} times",
+        f"culprits dead as crashed after at most {DELIVERY_LIMIT + 1} crashes, all other events handled",
+        note=f"{crashes} crashes, at most {most} by one event; another event was begun at most {again} times",
     )
     report(row)
     for worker in workers:
@@ -345,7 +345,7 @@ def test_reaction_that_blocks_the_loop_for_ever_is_buried_without_its_neighbours
         "reaction blocks the event loop for ever",
         {"block-1"},
         Reason.CRASHED,
-        f"culprit dead as crashed after at most {DELIVERY_LIMIT + 1} ends with 70, all neighbours handled",
+        f"culprit dead as crashed after at most {DELIVERY_LIMIT + 1} ends with 70, all other events handled",
         note=f"begun {begun} times",
     )
     report(row)
@@ -409,7 +409,7 @@ def test_crashing_reaction_under_a_supervisor_is_buried_without_its_neighbours(
         "the same under choreo run --processes 4",
         {"exit-1"},
         Reason.CRASHED,
-        "culprit dead as crashed, all neighbours handled",
+        "culprit dead as crashed, all other events handled",
         note=f"{sum('process ended' in line for line in running.stderr)} crashes",
     )
     report(row)
@@ -449,7 +449,7 @@ def test_reaction_that_fails_badly_is_buried_without_its_neighbours(
     until(lambda: declared(ledger))
     ledger.place(among(neighbours(scale.of(1_000, short=100)), culprits), topic)
     ledger.settle(within=90)
-    row = ledger.row(fault, culprits, Reason.FAILED, "culprits dead as failed, all neighbours handled once")
+    row = ledger.row(fault, culprits, Reason.FAILED, "culprits dead as failed, all other events handled once")
     report(row)
     begun = ledger.noted("begun")
     worker.send(signal.SIGTERM)
@@ -484,7 +484,7 @@ def test_fan_out_that_amplifies_itself_ends_after_a_few_rounds(
         lost=100 - len(handled) + last - dead.total(),
         duplicated=begun - events,
         worst_recovery=None,
-        must=f"the last {last} events dead as loop, nothing beyond them, all neighbours handled",
+        must=f"the last {last} events dead as loop, nothing beyond them, all other events handled",
         met=dead == {(agent, "amplify", Reason.LOOP): last} and begun == events and len(handled) == 100,
     )
     report(row)

@@ -169,7 +169,7 @@ async def test_deleted_topology_is_declared_anew_under_load(
             lost=max(0, confirmed - buried),
             duplicated=max(0, buried - confirmed),
             worst_recovery=max(recoveries),
-            must=f"declared anew <= {scale.limit(LONGEST_HEALING):.0f} s, no session lost, lost 0 of what comes then",
+            must=f"declared again <= {scale.limit(LONGEST_HEALING):.0f} s, no session lost, lost 0 of what comes then",
             met=max(recoveries) <= scale.limit(LONGEST_HEALING),
             note="what a deleted queue held is lost with it, and the worker says so; a retry of 1 s is in the time",
         )
@@ -237,7 +237,7 @@ async def test_full_dead_letter_queue_holds_deliveries(
             worst_recovery=recovery,
             must="lost 0, deliveries held, an error logged",
             met=account.lost == 0 and account.dead == {"failed": count},
-            note="what cannot be buried is held by the worker and tried again at most every 15 s",
+            note="a dead letter that cannot be written is held by the worker and retried at most every 15 s",
         )
     )
     assert account.lost == 0
