@@ -22,7 +22,7 @@ from choreo.errors import (
     UnknownAgent,
 )
 from choreo.message import EXPIRATION, HIDDEN, Message
-from choreo.operate.hands import Hand, Hands
+from choreo.operate.peek import Hand, Hands
 from choreo.operate.repair import Failure, Repair
 from choreo.runtime.policies import before_looking
 from choreo.topology import Names, replay_key

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiormq.abc import AbstractChannel
 
-from choreo.rabbit import calls, lane
+from choreo.rabbit import calls, fast_path
 from choreo.transport import Delivery
 
 
@@ -30,7 +30,7 @@ class RabbitConsumer:
         self._nacks_rest = nacks_rest
         self._tag = ""
 
-    async def start(self, receiving: lane.Consuming) -> None:
+    async def start(self, receiving: fast_path.Consuming) -> None:
         """Begin to receive."""
         self._receiving = receiving
         self._settle, self._give_back = receiving.acknowledge, receiving.give_back

@@ -12,21 +12,21 @@ from aiormq.abc import AbstractChannel
 
 from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.rabbit import calls
-from choreo.rabbit.lane import Lane, Publishing
+from choreo.rabbit.fast_path import FastPath, Publishing
 
 RENEWAL: Final = 1.0  # seconds, at least, between two channels that publish
 _GONE: Final = "the connection was lost before the confirmation"
 
 
 class Sender:
-    """Publishes on `connection`, through the lane `under` it. `lost` is told what ends the session.
+    """Publishes on `connection`, through the fast path `under` it. `lost` is told what ends the session.
 
     `publisher` is what to publish with; another one takes its place after a nack.
     """
 
-    def __init__(self, connection: aio_pika.Connection, under: Lane, lost: Callable[[ChoreoError], None]) -> None:
+    def __init__(self, connection: aio_pika.Connection, under: FastPath, lost: Callable[[ChoreoError], None]) -> None:
         self._connection = connection
-        self._lane = under
+        self._fast_path = under
         self._lost = lost
         self._publishers: set[Publishing] = set()  # the present one, and those that still have answers to come
         self._left: set[AbstractChannel] = set()  # channels that we close ourselves
@@ -49,7 +49,7 @@ class Sender:
     @property
     def ended(self) -> str | None:
         """What the broker said when it closed the connection."""
-        return self._lane.ended[1] if self._lane.ended is not None else None
+        return self._fast_path.ended[1] if self._fast_path.ended is not None else None
 
     def end(self) -> None:
         """Answer whatever has no answer: the connection is gone."""
@@ -59,7 +59,7 @@ class Sender:
 
     def _new(self) -> Publishing:
         frame_max = calls.underlay(self._connection).connection_tune.frame_max
-        publisher = Publishing(self._lane, frame_max, self._renew_soon, self._unanswered)
+        publisher = Publishing(self._fast_path, frame_max, self._renew_soon, self._unanswered)
         self._publishers.add(publisher)
         return publisher
 

@@ -27,9 +27,9 @@ from choreo.amqp import reply_codes
 from choreo.config.broker_url import BrokerUrl
 from choreo.errors import BrokerUnreachable, ChoreoError, TopologyMismatch
 from choreo.message import Message
-from choreo.rabbit import calls, lane, translate
+from choreo.rabbit import calls, fast_path, translate
 from choreo.rabbit.consumer import RabbitConsumer
-from choreo.rabbit.lane import Lane
+from choreo.rabbit.fast_path import FastPath
 from choreo.rabbit.sender import Sender
 from choreo.topology import Exchange, Queue, Topology
 from choreo.transport import (
@@ -86,7 +86,7 @@ async def connect(brokers: Sequence[BrokerUrl], *, name: str) -> RabbitSession:
 
 async def _open(broker: BrokerUrl, name: str) -> RabbitSession:
     context = _tls(broker)
-    receiver, sender = Lane(broker.heartbeat), Lane(broker.heartbeat)
+    receiver, sender = FastPath(broker.heartbeat), FastPath(broker.heartbeat)
     consuming = await _connection(broker, context, f"{name} (consuming)", receiver)
     opened = [consuming]
     try:
@@ -100,7 +100,9 @@ async def _open(broker: BrokerUrl, name: str) -> RabbitSession:
     return session
 
 
-async def _connection(broker: BrokerUrl, context: ssl.SSLContext | None, name: str, lane: Lane) -> aio_pika.Connection:
+async def _connection(
+    broker: BrokerUrl, context: ssl.SSLContext | None, name: str, under: FastPath
+) -> aio_pika.Connection:
     url = URL.build(
         scheme=broker.scheme,
         host=broker.host,
@@ -112,25 +114,25 @@ async def _connection(broker: BrokerUrl, context: ssl.SSLContext | None, name: s
         encoded=False,
     )
     connection = aio_pika.Connection(url, ssl_context=context, client_properties={"connection_name": name})
-    connection.kwargs["transport_factory"] = lane  # its constructor drops what it does not know
+    connection.kwargs["transport_factory"] = under  # its constructor drops what it does not know
     try:
         await calls.answer(connection.connect(), broker.connection_timeout)
     except Exception as error:  # noqa: BLE001 - it is raised again, as what it means
-        told = translate.connecting(error, broker, lane.ended)
+        told = translate.connecting(error, broker, under.ended)
         # Eighty lines of how the client tried say less than the message; of what is no answer of a broker's, they help.
         raise told from None if isinstance(error, OSError | amqp.AMQPError) else error
     return connection
 
 
 class RabbitSession:
-    """A live session; made by `connect`, with a lane under each connection."""
+    """A live session; made by `connect`, with a fast path under each connection."""
 
     def __init__(
         self,
         consuming: aio_pika.Connection,
         publishing: aio_pika.Connection,
-        receiver: Lane,
-        sender: Lane,
+        receiver: FastPath,
+        sender: FastPath,
     ) -> None:
         self._consuming = consuming
         self._publishing = publishing
@@ -230,7 +232,9 @@ class RabbitSession:
         # few hundred requeued by one nack some change places [measured: 3.10.8, 4.0.5, 4.3.6].
         nacks_rest = looking and not self.server.counts_returns
         consumer = RabbitConsumer(queue, channel, leave=self._leave, arguments=arguments, nacks_rest=nacks_rest)
-        await consumer.start(lane.Consuming(self._receiver, channel.number, consumer, on_delivery, self._cannot_settle))
+        await consumer.start(
+            fast_path.Consuming(self._receiver, channel.number, consumer, on_delivery, self._cannot_settle)
+        )
         self._gone.discard(queue)
         self._consumers.add(consumer)
         return consumer

@@ -29,7 +29,6 @@ from choreo.message import ATTEMPT, CE, FIRST_FAILURE, TOPIC, Message, Reason
 from choreo.observe import logs
 from choreo.outcome import DeadLetter, Otherwise, TryLater, TryNow, decide
 from choreo.reaction import Context, Reaction
-from choreo.runtime.arrivals import Hold, no_place
 from choreo.runtime.calling import about_a_reaction, begin, call, end_child
 from choreo.runtime.emission import require_stored, sealed
 from choreo.runtime.healing import Heal, nothing
@@ -43,6 +42,13 @@ from choreo.transport import Confirmed, Delivery, Refused, Session
 # last one for ever. The delivery stays unsettled meanwhile: nothing is lost, and the prefetch bounds their number.
 _HOLD: Final = (0.2, 1.0, 5.0, 15.0)
 _PATIENCE: Final = 600.0  # seconds for the confirmation of a retry or a dead letter; a lost session ends it sooner
+
+
+Hold = Callable[[asyncio.Future[None], float], None]
+
+
+def no_place(_over: asyncio.Future[None], _at_most: float) -> None:
+    """Hold nothing; see `task_pool.Seat.hold`."""
 
 
 @dataclass(slots=True)
@@ -76,7 +82,7 @@ class _Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Courier:
+class DeliveryProcessor:
     """Carries the deliveries of one agent. Wired once, when the worker starts."""
 
     agent: Agent

@@ -17,7 +17,7 @@ from choreo.logger import get_logger
 from choreo.observe.health import Health
 from choreo.observe.supervisor import Line
 from choreo.observe.systemd import Notifier
-from choreo.runtime import lifespan, policies, stall
+from choreo.runtime import lifespan, loop_watchdog, policies
 from choreo.runtime.calling import CHILD_CAME_BACK
 from choreo.runtime.starting import Start
 from choreo.runtime.tasks import Failed, owned, unsaid
@@ -110,14 +110,14 @@ async def serve(
 
         def deadline() -> float:
             """Return the longest time that the loop may stand still for what runs now."""
-            return (lifespan.START_TIMEOUT if worker.entering else longest) + stall.MARGIN
+            return (lifespan.START_TIMEOUT if worker.entering else longest) + loop_watchdog.MARGIN
 
         if isinstance(notifier, Line):
             notifier.deadline = deadline
             loop.add_reader(0, _orphaned, stop)  # a pipe that ends when the supervisor does
         # From the start on: a message may be there before the worker is.
         async with watchdog(notifier, worker.fail):
-            with stall.watch(deadline) as watch:
+            with loop_watchdog.watch(deadline) as watch:
                 worker.standstill = watch.standstill
                 try:
                     drained = await worker.run()

@@ -21,7 +21,7 @@ from typing import Final
 from choreo.errors import EnvelopeError
 from choreo.message import Reason
 from choreo.reaction import Reaction
-from choreo.runtime.stall import Standstill
+from choreo.runtime.loop_watchdog import Standstill
 from choreo.transport import Delivery, came_back, likeness
 
 SUSPECT: Final = 2  # times that a delivery came back unsettled
@@ -36,8 +36,8 @@ class Turns:
     decides, so that no innocent one stands behind the culprit every time.
     """
 
-    def __init__(self, windows: int) -> None:
-        self._unheard = windows
+    def __init__(self, subscriptions: int) -> None:
+        self._unheard = subscriptions
         self._waiting: list[tuple[int, float, asyncio.Event]] = []
         self._running = False
 

@@ -20,18 +20,18 @@ from choreo.agent import Agent
 from choreo.config.settings import Settings
 from choreo.errors import BrokerUnreachable, ChoreoError, InternalError
 from choreo.logger import get_logger
-from choreo.runtime import backoff, lifespan, lookout
-from choreo.runtime.delivery import Counters, Courier
-from choreo.runtime.drainers import Drainers, Slice
+from choreo.runtime import backoff, consumer_watchdog, lifespan
+from choreo.runtime.delivery import Counters, DeliveryProcessor
 from choreo.runtime.due import DueEvents
 from choreo.runtime.healing import Healer, report_gone
 from choreo.runtime.holding import limits
+from choreo.runtime.loop_watchdog import Standstill
 from choreo.runtime.policies import report_older
-from choreo.runtime.stall import Standstill
+from choreo.runtime.subscription import Subscription
 from choreo.runtime.suspects import Turns, cause_of_loss
+from choreo.runtime.task_pool import Slice, TaskPool
 from choreo.runtime.tasks import first_of, owned, unsaid
 from choreo.runtime.threads import threads
-from choreo.runtime.window import Window
 from choreo.topology import Names, Topology
 from choreo.transport import Connect, Delivery, Session
 
@@ -68,7 +68,7 @@ class Worker:
         agents: Sequence[Agent],
         settings: Settings,
         connect: Connect,
-        look_every: float = lookout.PERIOD,
+        look_every: float = consumer_watchdog.PERIOD,
         *,
         publishes_due: bool = True,
     ) -> None:
@@ -87,12 +87,12 @@ class Worker:
         self._topology = Topology.of(self.agents, settings.namespace)
         self._healer = Healer(self._topology, Topology.of((), settings.namespace))
         self._waits = ""  # why publishes wait, in the words of `status`
-        self._drainers: dict[str, Drainers] = {}
+        self._pools: dict[str, TaskPool] = {}
         self._slice = Slice()
         self._look_every = look_every
         self._publishes_due = publishes_due
         self._looking: asyncio.Task[None] | None = None
-        self._windows: list[Window | DueEvents] = []  # of the session at hand
+        self._subscriptions: list[Subscription | DueEvents] = []  # of the session at hand
         self._limits = {agent.name: limits(agent, settings) for agent in self.agents}
         self._draining_since: float | None = None  # a time of the loop
         self._stop = asyncio.Event()
@@ -109,7 +109,7 @@ class Worker:
     @property
     def counters(self) -> dict[str, Counters]:
         """What became of each agent's deliveries so far."""
-        return {name: drainers.courier.counters for name, drainers in self._drainers.items()}
+        return {name: pool.processor.counters for name, pool in self._pools.items()}
 
     def watch(self, callback: Callable[[Worker], None]) -> None:
         """Call `callback` on each change of state or status."""
@@ -138,11 +138,11 @@ class Worker:
             try:
                 for agent in self.agents:
                     resources = await self._enter(stack, agent)
-                    courier = self._courier(
+                    processor = self._processor(
                         agent, stack.enter_context(threads(agent.name, self._settings.concurrency)), resources
                     )
-                    self._drainers[agent.name] = self._drainers_of(courier, context)
-                stack.push_async_callback(self._end_drainers)
+                    self._pools[agent.name] = self._pool_of(processor, context)
+                stack.push_async_callback(self._end_pools)
                 self.drained = await self._consume_until_stopped()
             except lifespan.StoppedError:
                 self.drained = True
@@ -188,10 +188,10 @@ class Worker:
         while session is not None:
             began = clock.monotonic()
             self._change(State.CONSUMING, self._consuming)
-            watch = asyncio.create_task(lookout.watch(session, self._windows, self._look_every))
+            watch = asyncio.create_task(consumer_watchdog.watch(session, self._subscriptions, self._look_every))
             healing = asyncio.create_task(self._healer.watch(session, self._look_every))
             try:
-                failing: list[asyncio.Future[Any]] = [watch, healing, *(each.failed for each in self._windows)]
+                failing: list[asyncio.Future[Any]] = [watch, healing, *(each.failed for each in self._subscriptions)]
                 await first_of(self._stop, session.lost, *failing)
                 if self._stop.is_set():
                     return await self._drain(session)
@@ -231,24 +231,24 @@ class Worker:
     async def _live_session(self) -> Session:
         session = await self._connect()
         turns = Turns(2 * len(self.agents))
-        self._windows = [each for agent in self.agents for each in self._windows_of(agent, session, turns)]
+        self._subscriptions = [each for agent in self.agents for each in self._subscriptions_of(agent, session, turns)]
         if self._publishes_due:
-            self._windows.append(DueEvents(session, self._names))
+            self._subscriptions.append(DueEvents(session, self._names))
         self._waits = ""
         session.watch_blocked(self._blocked)
         try:
             if self.state is not State.STARTING:
                 # Not for long: a queue whose leader does not answer holds up the question for seconds.
                 self._looking = owned(
-                    report_gone(session, [window.queue for window in self._windows]), "missing queues", unsaid
+                    report_gone(session, [each.queue for each in self._subscriptions]), "missing queues", unsaid
                 )
                 await asyncio.wait((self._looking,), timeout=_LOOK)
             older = await session.declare(self._topology)
             if self.state is State.STARTING:
                 report_older(older)
                 self._change(State.STARTING, f"{SUBSCRIBING} to {self._queues}", logged=False)
-            for window in self._windows:
-                await window.open()
+            for subscription in self._subscriptions:
+                await subscription.open()
         except BaseException as error:
             if isinstance(error, ChoreoError) and (cause := await self._cause_of_loss()):  # something arrived already
                 _logger.warning("session lost", error=str(error), server=session.server.version, **cause)
@@ -271,22 +271,22 @@ class Worker:
 
     @property
     def _held(self) -> int:
-        return sum(len(drainers.courier.held) for drainers in self._drainers.values())
+        return sum(len(pool.processor.held) for pool in self._pools.values())
 
     @property
     def _consuming(self) -> str:
         return f"consuming from {self._queues}"
 
-    def _windows_of(self, agent: Agent, session: Session, turns: Turns) -> list[Window]:
-        drainers = self._drainers[agent.name]
+    def _subscriptions_of(self, agent: Agent, session: Session, turns: Turns) -> list[Subscription]:
+        pool = self._pools[agent.name]
         found, retries, hold = self._limits[agent.name]
         both = (self._names.queue(agent.name), found), (self._names.retries(agent.name), retries)
 
         def arrived(delivery: Delivery) -> None:
-            drainers.arrived.put((session, delivery))
+            pool.arrived.put((session, delivery))
 
-        end = drainers.courier.underway.give_up
-        return [Window(session, queue, prefetch, turns, arrived, hold=hold, end=end) for queue, prefetch in both]
+        end = pool.processor.underway.give_up
+        return [Subscription(session, queue, prefetch, turns, arrived, hold=hold, end=end) for queue, prefetch in both]
 
     async def _sleep(self, seconds: float) -> None:
         await first_of(self._stop, timeout=seconds)
@@ -304,7 +304,7 @@ class Worker:
 
     async def _lost(self, session: Session, *tasks: asyncio.Task[NoReturn]) -> None:
         """Note that the session is gone or useless: what arrived on it and has not begun will arrive again."""
-        watchers: tuple[asyncio.Future[Any], ...] = (*tasks, *(window.failed for window in self._windows))
+        watchers: tuple[asyncio.Future[Any], ...] = (*tasks, *(each.failed for each in self._subscriptions))
         failed = [each.exception() for each in watchers if each.done() and not each.cancelled()]
         error = session.lost.result() if session.lost.done() else next(filter(None, failed))
         self._change(State.WAITING, error.message if isinstance(error, ChoreoError) else repr(error))
@@ -312,33 +312,33 @@ class Worker:
         defect = None if isinstance(error, ChoreoError) else error  # its traceback says more
         _logger.warning("session lost", error=str(error), server=session.server.version, exc_info=defect, **cause)
         await self._abandon(session)
-        for drainers in self._drainers.values():
-            drainers.arrived.take_all()
+        for pool in self._pools.values():
+            pool.arrived.take_all()
 
     async def _cause_of_loss(self) -> dict[str, str]:
-        rounds = {name: drainers.courier.rounds for name, drainers in self._drainers.items()}
+        rounds = {name: pool.processor.rounds for name, pool in self._pools.items()}
         return cause_of_loss(await self.standstill(), self._heartbeat, rounds)
 
     async def _abandon(self, session: Session) -> None:
-        for window in self._windows:
-            window.abandon()
-        self._windows = []
+        for subscription in self._subscriptions:
+            subscription.abandon()
+        self._subscriptions = []
         await session.close()
 
     async def _drain(self, session: Session | None) -> bool:
         self._draining_since = asyncio.get_running_loop().time()
         self._change(State.DRAINING, f"draining for at most {self._settings.drain:g} s")
-        await asyncio.gather(*(window.cancel() for window in self._windows))
-        for drainers in self._drainers.values():
-            for _, delivery in drainers.arrived.take_all():
+        await asyncio.gather(*(subscription.cancel() for subscription in self._subscriptions))
+        for pool in self._pools.values():
+            for _, delivery in pool.arrived.take_all():
                 delivery.consumer.requeue(delivery)
-            drainers.arrived.close()
+            pool.arrived.close()
         finished = asyncio.ensure_future(self._all_done())
         ends = (finished, self._abort, session.lost) if session is not None else (finished, self._abort)
         await first_of(*ends, timeout=self._settings.drain)
         drained = finished.done()
         finished.cancel()
-        await self._end_drainers()
+        await self._end_pools()
         return drained
 
     async def _all_done(self) -> None:
@@ -347,29 +347,29 @@ class Worker:
 
     @property
     def _running(self) -> list[asyncio.Task[None]]:
-        return list(chain.from_iterable(drainers.running for drainers in self._drainers.values()))
+        return list(chain.from_iterable(pool.running for pool in self._pools.values()))
 
-    async def _end_drainers(self) -> None:
-        for drainers in self._drainers.values():
-            drainers.cancel()
+    async def _end_pools(self) -> None:
+        for pool in self._pools.values():
+            pool.cancel()
         if running := self._running:
             await asyncio.wait(running, timeout=_END_TIMEOUT)
-        for drainers in self._drainers.values():
-            drainers.forget()
+        for pool in self._pools.values():
+            pool.forget()
 
-    def _drainers_of(self, courier: Courier, context: contextvars.Context) -> Drainers:
-        return Drainers(
-            courier,
+    def _pool_of(self, processor: DeliveryProcessor, context: contextvars.Context) -> TaskPool:
+        return TaskPool(
+            processor,
             context,
             concurrency=self._settings.concurrency,
-            held=sum(self._limits[courier.agent.name][:2]),
+            held=sum(self._limits[processor.agent.name][:2]),
             slice=self._slice,
             pause=self._sleep,
             failed=self.fail,
         )
 
-    def _courier(self, agent: Agent, executor: ThreadPoolExecutor, resources: Any) -> Courier:
-        return Courier(
+    def _processor(self, agent: Agent, executor: ThreadPoolExecutor, resources: Any) -> DeliveryProcessor:
+        return DeliveryProcessor(
             agent=agent,
             names=self._names,
             executor=executor,

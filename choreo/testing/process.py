@@ -28,9 +28,9 @@ from choreo.runtime.due import DueEvents
 from choreo.runtime.publisher import Publisher
 from choreo.runtime.worker import Worker
 from choreo.testing.faults import Fates, Point
+from choreo.testing.faulty_session import FaultySession
 from choreo.testing.loop import VirtualLoop
 from choreo.testing.record import Record
-from choreo.testing.watched import WatchedSession
 from choreo.topology import Names, Topology
 
 RESTART: Final = 1.0  # seconds until a supervisor has started a process anew
@@ -153,7 +153,7 @@ class _Life:
         self._agent = agent
         self._killed = killed
         self._alive = True
-        self._session: WatchedSession | None = None
+        self._session: FaultySession | None = None
         self._ready = asyncio.Event()
         acting = agent.rewired(self._watched, lifespan)
         self.worker = Worker([acting], stage.settings, self._connect, look_every=_NEVER, publishes_due=False)
@@ -188,10 +188,10 @@ class _Life:
         """Surround one call of a reaction."""
         return _Call(self, self._stage.record, reaction, event, ctx)
 
-    async def _connect(self) -> WatchedSession:
+    async def _connect(self) -> FaultySession:
         stage = self._stage
         session = await in_process.connect(stage.host)
-        self._session = WatchedSession(session, self._agent.name, stage.fates, stage.record, self.passes)
+        self._session = FaultySession(session, self._agent.name, stage.fates, stage.record, self.passes)
         return self._session
 
     def _watched(self, reaction: Reaction) -> Reaction:

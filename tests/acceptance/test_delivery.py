@@ -153,7 +153,7 @@ class Stage:
 
     async def consumer(self, worker: Worker) -> Any:
         """Return the session's consumer that the one agent of `worker` receives from, with its whole prefetch."""
-        window: Any = worker._windows[0]  # the others: its retries, and what is due
+        window: Any = worker._subscriptions[0]  # the others: its retries, and what is due
         await eventually(lambda: window._subscriptions[-1]._prefetch == window.prefetch)
         return window._subscriptions[-1]._consumer
 
@@ -1710,7 +1710,7 @@ async def test_reactions_that_never_wait_let_the_loop_turn(stage: Stage, concurr
     worker = await stage.play(payment, concurrency=concurrency)
     for number in range(40):
         await stage.place(str(number))
-    await eventually(lambda: len(worker._drainers[payment.name].arrived) == 40 - concurrency)
+    await eventually(lambda: len(worker._pools[payment.name].arrived) == 40 - concurrency)
     gate.set()
     turning = asyncio.create_task(turn())
     await eventually(lambda: len(seen) == 40)

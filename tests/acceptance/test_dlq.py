@@ -287,7 +287,7 @@ async def test_look_takes_no_more_than_its_limit(desk: Desk, dlq):
 
 async def test_look_takes_more_than_a_prefetch_can_say(desk: Desk, monkeypatch: pytest.MonkeyPatch):
     """By several hands, and puts all back in order; of a letter that is only listed it keeps what is listed."""
-    monkeypatch.setattr("choreo.operate.hands.MOST_AT_ONCE", 20)  # 65,535, which would take its time
+    monkeypatch.setattr("choreo.operate.peek.MOST_AT_ONCE", 20)  # 65,535, which would take its time
     await desk.bury(*range(60))
     look = await desk.letters().look(limit=50, bodies=False)
     assert [letter.facts.id for letter in look.letters] == ids(range(50))

@@ -18,7 +18,7 @@ import pytest
 from aio_pika.exceptions import ChannelPreconditionFailed
 
 from choreo import ChoreoError, Event, connect
-from choreo.runtime import lookout
+from choreo.runtime import consumer_watchdog
 from choreo.testing.rabbitmq.node import Node
 from tests.waiting import eventually, until
 
@@ -79,7 +79,7 @@ async def test_worker_says_that_its_publishes_wait(
     await asyncio.to_thread(fresh_node.ctl, "set_vm_memory_high_watermark", "0.0001")
     (project / "hold").unlink()
     await asyncio.to_thread(worker.wait_for, "publishes wait: the broker blocks publishers, low on memory")
-    await asyncio.sleep(2 * (lookout.PERIOD + lookout.PATIENCE))
+    await asyncio.sleep(2 * (consumer_watchdog.PERIOD + consumer_watchdog.PATIENCE))
     await asyncio.to_thread(fresh_node.ctl, "set_vm_memory_high_watermark", "0.6")
     await asyncio.to_thread(worker.wait_for, '"state": "consuming"', times=3)
     states = [json.loads(line) for line in worker.stderr if '"event": "worker"' in line]

@@ -18,12 +18,12 @@ from choreo import Agent, Event
 from choreo.amqp import decode, encode, frames
 from choreo.envelope import open_envelope, seal
 from choreo.observe import logs
-from choreo.rabbit.lane.consuming import Consuming
-from choreo.rabbit.lane.protocol import Lane, _Splitter
-from choreo.runtime.arrivals import Arrivals
-from choreo.runtime.delivery import Courier
+from choreo.rabbit.fast_path.consuming import Consuming
+from choreo.rabbit.fast_path.protocol import FastPath, _Splitter
+from choreo.runtime.delivery import DeliveryProcessor
 from choreo.runtime.overdue import Overdue
-from choreo.runtime.window import _Subscription
+from choreo.runtime.subscription import _Consumer
+from choreo.runtime.task_pool import Arrivals
 from choreo.topology import Names
 from choreo.transport import Consumer, Delivery, Session
 from tests.benchmarks.contenders.order import Order, fields
@@ -67,18 +67,18 @@ def _raised(error: Exception) -> None:
     raise error
 
 
-class _Consumer:
-    """A lane's consumer without a session."""
+class _Receiver:
+    """A fast path's consumer without a session."""
 
-    def __init__(self, lane: Lane, subscription: _Subscription) -> None:
+    def __init__(self, fast_path: FastPath, subscription: _Consumer) -> None:
         self.queue = "bench"
-        self._lane = lane
+        self._fast_path = fast_path
         self._subscription = subscription
         self.renew()
 
     def renew(self) -> None:
         """Begin with an empty channel: tags count up from 1."""
-        self.channel = Consuming(self._lane, 1, cast("Consumer", self), self._subscription._arrived, _raised)
+        self.channel = Consuming(self._fast_path, 1, cast("Consumer", self), self._subscription._arrived, _raised)
         self._subscription._consumer = cast("Consumer", self)
 
     def acknowledge(self, delivery: Delivery) -> None:
@@ -109,16 +109,16 @@ async def _measure() -> list[tuple[str, float]]:
         wire += frames.content(1, encode.properties(each, each.message_id), each.body, _FRAME_MAX)
     data = bytes(wire)
 
-    lane, kept = Lane(0), _Kept()
-    splitter = _Splitter(lane, asyncio.StreamReader(), asyncio.get_running_loop())
+    fast_path, kept = FastPath(0), _Kept()
+    splitter = _Splitter(fast_path, asyncio.StreamReader(), asyncio.get_running_loop())
     splitter.connection_made(_Line())
-    lane.take(1, cast("Any", kept))
+    fast_path.take(1, cast("Any", kept))
     split = _cost(lambda: splitter.data_received(data), before=kept.parts.clear)
     read = _cost(lambda: [decode.message(properties, body) for _, properties, body in kept.parts])
 
     arrived: Arrivals[Delivery] = Arrivals(1, _ORDERS, lambda: True)
     consumer, deliveries = (
-        _Consumer(lane, _Subscription(arrived.put, Overdue(lambda *_: None, lambda _: ()))),
+        _Receiver(fast_path, _Consumer(arrived.put, Overdue(lambda *_: None, lambda _: ()))),
         list[Delivery](),
     )
     seat = arrived.seat()
@@ -137,15 +137,15 @@ async def _measure() -> list[tuple[str, float]]:
     validated = _cost(lambda: [validate(each.body) for each in envelopes])
 
     with ThreadPoolExecutor() as executor:
-        courier, session = Courier(work, Names("bench"), executor, 2**20, 10.0), cast("Session", _Idle())
+        processor, session = DeliveryProcessor(work, Names("bench"), executor, 2**20, 10.0), cast("Session", _Idle())
 
         async def deliver() -> None:
             for each in deliveries:
-                await courier.deliver(session, each, seat.leave)
+                await processor.deliver(session, each, seat.leave)
 
         delivered = _cost(lambda: _run(deliver()), before=consumer.renew)
-    if courier.counters.handled != _ORDERS * _TIMES:
-        raise RuntimeError(f"not all orders were handled: {courier.counters}")
+    if processor.counters.handled != _ORDERS * _TIMES:
+        raise RuntimeError(f"not all orders were handled: {processor.counters}")
     return [
         ("frames taken apart", split),
         ("properties and headers read", read),

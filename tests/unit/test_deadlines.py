@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from choreo.rabbit.lane.deadlines import Deadlines
+from choreo.rabbit.fast_path.deadlines import Deadlines
 from tests.waiting import eventually
 
 

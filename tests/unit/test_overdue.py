@@ -11,7 +11,7 @@ import choreo
 from choreo.errors import EnvelopeError
 from choreo.event import Event
 from choreo.message import Message, Reason
-from choreo.runtime.delivery import Courier
+from choreo.runtime.delivery import DeliveryProcessor
 from choreo.runtime.underway import Underway
 from choreo.topology import Names
 from choreo.transport import Confirmed, Delivery
@@ -44,21 +44,21 @@ async def test_reaction_that_is_given_up_ends_in_a_dead_letter_with_the_reason()
     session: Any = SimpleNamespace(publish=publish, lost=asyncio.get_running_loop().create_future())
     consumer: Any = SimpleNamespace(acknowledge=settled.append)
     with ThreadPoolExecutor() as executor:
-        courier = Courier(agent, Names("test"), executor, 2**20, 10.0)
+        processor = DeliveryProcessor(agent, Names("test"), executor, 2**20, 10.0)
         delivery = Delivery(
             Message(b"{}"), "test.events", "test-overdue.asked", 1, redelivered=False, consumer=consumer
         )
-        courier.underway.give_up(delivery, EnvelopeError(Reason.OVERDUE, "nothing runs yet"))
-        running = asyncio.create_task(courier.deliver(session, delivery))
+        processor.underway.give_up(delivery, EnvelopeError(Reason.OVERDUE, "nothing runs yet"))
+        running = asyncio.create_task(processor.deliver(session, delivery))
         await began.wait()
-        courier.underway.give_up(delivery, EnvelopeError(Reason.OVERDUE, "taken back 15 times", "raise it"))
+        processor.underway.give_up(delivery, EnvelopeError(Reason.OVERDUE, "taken back 15 times", "raise it"))
         await running
     assert ends == ["cancelled"]
     assert settled == [delivery]
     (letter,) = published
     assert letter.headers["choreo-dead-reason"] == "overdue"
     assert "taken back 15 times; raise it" in letter.headers.values()
-    assert (courier.counters.dead, bool(courier.underway)) == (1, False)
+    assert (processor.counters.dead, bool(processor.underway)) == (1, False)
 
 
 async def test_reaction_that_takes_no_notice_leaves_its_task_as_it_was() -> None:

@@ -11,7 +11,7 @@ from pamqp import commands, frame
 
 from choreo.errors import ChoreoError
 from choreo.message import Message
-from choreo.rabbit.lane import Lane
+from choreo.rabbit.fast_path import FastPath
 from choreo.rabbit.sender import Sender
 from choreo.transport import Unknown
 from tests.waiting import eventually
@@ -36,14 +36,14 @@ class Connection:
 
 
 class Desk:
-    """A sender on a lane without a socket."""
+    """A sender on a fast path without a socket."""
 
     def __init__(self) -> None:
-        self.lane = Lane(heartbeat=0)
-        self.lane.write = self._written  # type: ignore[method-assign]
+        self.fast_path = FastPath(heartbeat=0)
+        self.fast_path.write = self._written  # type: ignore[method-assign]
         self.connection = Connection()
         self.lost: list[ChoreoError] = []
-        self.sender = Sender(cast("aio_pika.Connection", self.connection), self.lane, self.lost.append)
+        self.sender = Sender(cast("aio_pika.Connection", self.connection), self.fast_path, self.lost.append)
 
     def _written(self, frames: bytes) -> None:
         """Take it, and say nothing."""
@@ -55,7 +55,7 @@ class Desk:
 
     def nack(self, channel: int) -> None:
         payload = frame.marshal(commands.Basic.Nack(1), channel)[11:-1]
-        self.lane.owners[channel].method(60 << 16 | 120, payload)
+        self.fast_path.owners[channel].method(60 << 16 | 120, payload)
 
 
 async def test_publishes_of_a_channel_that_was_replaced_are_answered_when_the_connection_goes() -> None:
@@ -64,7 +64,7 @@ async def test_publishes_of_a_channel_that_was_replaced_are_answered_when_the_co
     await desk.sender.open()
     nacked = desk.publish("a")
     await asyncio.sleep(0)
-    desk.lane.fill(full=True)
+    desk.fast_path.fill(full=True)
     waiting = [desk.publish(key) for key in "bcd"]
     desk.nack(1)
     await nacked
@@ -81,7 +81,7 @@ async def test_no_channel_is_asked_for_while_the_broker_reads_nothing() -> None:
     await desk.sender.open()
     answer = desk.publish("a")
     await asyncio.sleep(0)
-    desk.lane.block("low on memory")
+    desk.fast_path.block("low on memory")
     desk.nack(1)
     await answer
     await asyncio.sleep(0.05)

@@ -176,8 +176,8 @@ async def test_threads_that_hang_give_their_places_up_in_the_end() -> None:
         await scene.publish(*(f"slow-{number}" for number in range(5)), *(f"quick-{number}" for number in range(5)))
         await eventually(lambda: (scene.handled, scene.worker.counters["slow"].dead) == (5, 5))
         runs.gate.set()
-        await eventually(lambda: scene.worker._drainers["slow"].arrived._free == 2)
-        assert not scene.worker._drainers["slow"].courier.underway
+        await eventually(lambda: scene.worker._pools["slow"].arrived._free == 2)
+        assert not scene.worker._pools["slow"].processor.underway
 
 
 def job(runs: Runs) -> Any:
@@ -188,5 +188,5 @@ def job(runs: Runs) -> Any:
 
 
 def waiting(scene: Scene) -> bool:
-    (drainers,) = scene.worker._drainers.values()
-    return any(event.waiting for event in drainers.courier.underway._events.values())
+    (pool,) = scene.worker._pools.values()
+    return any(event.waiting for event in pool.processor.underway._events.values())

@@ -127,13 +127,13 @@ async def test_ready_is_not_said_while_something_is_held() -> None:
     """A dead letter that the broker takes nowhere: not ready, with the reason; ready again when it is stored."""
     broker = Broker()
     async with consuming(broker) as worker:
-        courier = next(iter(worker._drainers.values())).courier
-        courier.held.add(1)
-        courier.on_held()
+        processor = next(iter(worker._pools.values())).processor
+        processor.held.add(1)
+        processor.on_held()
         assert not worker.ready
         assert "held: 1, as the broker takes neither retry nor dead letter" in worker.status
-        courier.held.clear()
-        courier.on_held()
+        processor.held.clear()
+        processor.on_held()
         assert worker.ready
         assert "held" not in worker.status
 

@@ -10,7 +10,7 @@ from typing import Final, Literal
 from choreo.amqp import decode, encode, reply_codes
 from choreo.broker.core import Ack, AmqpError, BasicProperties, Channel, Nack, Returned, Sent, Sink
 from choreo.broker.in_process.host import Host
-from choreo.broker.in_process.post import Post
+from choreo.broker.in_process.mailbox import Mailbox
 from choreo.envelope import new_id
 from choreo.message import Message
 from choreo.transport import FRAME_MAX, Confirmed, Publication, Refused, Unknown, nacked
@@ -59,7 +59,9 @@ class Publishing:
         self._open_channel = open_channel
         self._lost = lost
         self._loop = asyncio.get_running_loop()
-        self._post: Post[tuple[_Publish, Publication]] = Post(lambda answer: answer[0].end(answer[1]), host.latency)
+        self._post: Mailbox[tuple[_Publish, Publication]] = Mailbox(
+            lambda answer: answer[0].end(answer[1]), host.latency
+        )
         self._channel: Channel | None = None
         self._count = 0  # publishes on this channel, as the broker counts them too
         self._in_flight: dict[int, _Publish] = {}  # not answered by the broker

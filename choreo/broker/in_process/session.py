@@ -14,7 +14,7 @@ from typing import Final
 from choreo.amqp import reply_codes
 from choreo.broker.core import AmqpError, BasicProperties, Cancelled, Channel, Deliver, Got, Sent, Sink
 from choreo.broker.in_process.host import Host
-from choreo.broker.in_process.post import Post
+from choreo.broker.in_process.mailbox import Mailbox
 from choreo.broker.in_process.publishing import Publishing
 from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.message import Message
@@ -183,7 +183,7 @@ class InProcessConsumer:
         self.queue = queue
         self._session = session
         self._on_delivery = on_delivery
-        self._post = Post(self._take, session.host.latency)
+        self._post = Mailbox(self._take, session.host.latency)
         self._nacks_rest = nacks_rest
         self._tag = ""
         self._ended = False

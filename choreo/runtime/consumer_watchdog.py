@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 
 from choreo.errors import BrokerUnreachable, ChoreoError
 from choreo.runtime.due import DueEvents
-from choreo.runtime.window import Window
+from choreo.runtime.subscription import Subscription
 from choreo.transport import Session
 
 PERIOD: Final = 5.0  # seconds between two looks
@@ -19,9 +19,12 @@ PATIENCE: Final = 5.0  # seconds for an answer
 
 
 async def watch(
-    session: Session, windows: Sequence[Window | DueEvents], period: float = PERIOD, patience: float = PATIENCE
+    session: Session,
+    subscriptions: Sequence[Subscription | DueEvents],
+    period: float = PERIOD,
+    patience: float = PATIENCE,
 ) -> NoReturn:
-    """Look after `windows` until one of them is deaf, and raise BrokerUnreachable that says which and why.
+    """Look after `subscriptions` until one of them is deaf, and raise BrokerUnreachable that says which and why.
 
     Deaf is a window that has room, and that got nothing between two looks although messages were ready at both; or
     whose queue has no consumer at all. A broker that does not answer for `patience` seconds is no better.
@@ -29,29 +32,29 @@ async def watch(
     marks: dict[str, object] = {}
     while True:
         await asyncio.sleep(period)
-        for window in windows:
-            mark = window.mark
-            asking = asyncio.ensure_future(session.stats(window.queue))
+        for subscription in subscriptions:
+            mark = subscription.mark
+            asking = asyncio.ensure_future(session.stats(subscription.queue))
             try:
                 await asyncio.wait((asking,), timeout=patience)
                 answered = asking.done()
             finally:
                 asking.cancel()  # and not waited for: its goodbye would not be answered either
             if not answered:
-                raise BrokerUnreachable(f"the broker has not answered for {patience:g} s how {window.queue} is")
+                raise BrokerUnreachable(f"the broker has not answered for {patience:g} s how {subscription.queue} is")
             try:
                 found = asking.result()
             except ChoreoError:
                 continue  # what keeps the broker from answering ends the session, if it lasts
-            if mark is None or window.mark != mark:
-                marks.pop(window.queue, None)
+            if mark is None or subscription.mark != mark:
+                marks.pop(subscription.queue, None)
                 continue
             if found is None:
-                raise BrokerUnreachable(f"the queue {window.queue!r} was deleted, and what it held is gone")
+                raise BrokerUnreachable(f"the queue {subscription.queue!r} was deleted, and what it held is gone")
             if not found.consumers:
-                raise BrokerUnreachable(f"the broker has lost the consumer of {window.queue}")
-            if found.ready and marks.get(window.queue) == mark:
+                raise BrokerUnreachable(f"the broker has lost the consumer of {subscription.queue}")
+            if found.ready and marks.get(subscription.queue) == mark:
                 raise BrokerUnreachable(
-                    f"{window.queue} has {found.ready} messages ready, and none has come for {period:g} s"
+                    f"{subscription.queue} has {found.ready} messages ready, and none has come for {period:g} s"
                 )
-            marks[window.queue] = mark if found.ready else None
+            marks[subscription.queue] = mark if found.ready else None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from choreo.errors import BrokerUnreachable
-from choreo.runtime import lookout
+from choreo.runtime import consumer_watchdog
 from choreo.transport import QueueStats
 
 PERIOD = 0.05  # seconds
@@ -26,7 +26,7 @@ class Look:
     then: object = ...
 
 
-class FakeWindow:
+class FakeSubscription:
     """Has the mark that the present look finds, and after its question the one that it finds then."""
 
     queue = "queue"
@@ -62,8 +62,8 @@ class FakeWindow:
 
 async def verdict(looks: Sequence[Look | BrokerUnreachable | None]) -> str | None:
     """Return what the lookout complains of, None when it is content with all of `looks`."""
-    fake: Any = FakeWindow(looks)  # and the session that tells of it
-    watching = asyncio.create_task(lookout.watch(fake, [fake], period=PERIOD))
+    fake: Any = FakeSubscription(looks)  # and the session that tells of it
+    watching = asyncio.create_task(consumer_watchdog.watch(fake, [fake], period=PERIOD))
     over = asyncio.create_task(fake.over.wait())
     await asyncio.wait((watching, over), timeout=5, return_when=asyncio.FIRST_COMPLETED)
     over.cancel()
@@ -111,11 +111,11 @@ async def test_consumer_is_not_deaf(looks: list[Look | BrokerUnreachable | None]
 async def test_broker_that_does_not_answer_is_given_up() -> None:
     """Its heartbeats may go on, as those of a node do that is cut off from its cluster."""
 
-    class Silent(FakeWindow):
+    class Silent(FakeSubscription):
         async def stats(self, queue: str) -> QueueStats | None:
             await asyncio.Event().wait()
             return None
 
     fake: Any = Silent([Look(1)])
     with pytest.raises(BrokerUnreachable, match="has not answered"):
-        await asyncio.wait_for(lookout.watch(fake, [fake], period=0.01, patience=0.01), 5)
+        await asyncio.wait_for(consumer_watchdog.watch(fake, [fake], period=0.01, patience=0.01), 5)

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Post(Generic[T]):
+class Mailbox(Generic[T]):
     """Brings things to `take` in the order in which they were put: in a later turn of the loop, or after `latency`."""
 
     def __init__(self, take: Callable[[T], None], latency: Callable[[], float] | None) -> None:

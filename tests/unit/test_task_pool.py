@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from choreo.runtime.arrivals import Arrivals, Seat
+from choreo.runtime.task_pool import Arrivals, Seat
 from tests.waiting import eventually
 
 Work = Callable[[int, Seat[int]], Awaitable[None]]

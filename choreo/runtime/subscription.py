@@ -34,7 +34,7 @@ def _nothing(_delivery: Delivery, _error: ChoreoError) -> None:
     """Let a run go on, whatever it costs."""
 
 
-class _Subscription:
+class _Consumer:
     """A consumer that knows what it holds. Suspects are set aside; everything else is handed on as it comes."""
 
     def __init__(self, on_delivery: OnDelivery, overdue: Overdue) -> None:
@@ -79,11 +79,11 @@ class _Subscription:
             newest = copy
             if is_sure(copy):
                 copy.consumer.acknowledge(copy)
-            elif isinstance(copy.consumer, _Subscription) and copy.consumer.ended is None:
+            elif isinstance(copy.consumer, _Consumer) and copy.consumer.ended is None:
                 self._on_delivery(copy)  # it may be another message with the same text
             else:
                 copy.consumer.requeue(copy)
-        if isinstance(newest.consumer, _Subscription) and newest.consumer.ended is not None:
+        if isinstance(newest.consumer, _Consumer) and newest.consumer.ended is not None:
             self._overdue.expect(newest)  # the broker has taken it back, and nothing said here reaches it
 
     def requeue(self, delivery: Delivery) -> None:
@@ -140,7 +140,7 @@ class _Subscription:
             self.idle.set()
 
 
-class Window:
+class Subscription:
     """The subscription of one agent in one session: narrow while suspects come, else `prefetch` deliveries wide.
 
     `on_delivery` gets what is to run. A wide window that meets a suspect, from the crash of another worker, takes
@@ -171,7 +171,7 @@ class Window:
         self._session = session
         self._turns = turns
         self._on_delivery = on_delivery
-        self._subscriptions: list[_Subscription] = []  # the last one receives, what the others hold is being finished
+        self._consumers: list[_Consumer] = []  # the last one receives, what the others hold is being finished
         self._changing = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
         self._work: asyncio.Task[None] | None = None
@@ -186,9 +186,9 @@ class Window:
     @property
     def mark(self) -> object:
         """Something that changes with each delivery; None while none can come: the window is full, or changing."""
-        if self._changing.locked() or not self._subscriptions or not self._subscriptions[-1].hungry:
+        if self._changing.locked() or not self._consumers or not self._consumers[-1].hungry:
             return None
-        return self._subscriptions[-1], self._subscriptions[-1].arrivals
+        return self._consumers[-1], self._consumers[-1].arrivals
 
     async def cancel(self) -> None:
         """Ask for no more deliveries, and requeue those that were set aside. The others stay to be settled."""
@@ -200,15 +200,15 @@ class Window:
                 if self._work is not None:
                     await asyncio.wait((self._work,))
         self._stop()
-        for subscription in self._subscriptions:
-            goodbye = asyncio.ensure_future(subscription.cancel())
+        for consumer in self._consumers:
+            goodbye = asyncio.ensure_future(consumer.cancel())
             await asyncio.wait((goodbye,), timeout=_GOODBYE)
-            subscription.give_back()
+            consumer.give_back()
 
     def abandon(self) -> None:
         """Forget everything: the session is gone or going, and what is unsettled is delivered again."""
         self._stop()
-        self._subscriptions.clear()
+        self._consumers.clear()
         self._overdue.clear()
 
     def _fail(self, _task: str, error: BaseException) -> None:
@@ -221,7 +221,7 @@ class Window:
             if task is not None:
                 task.cancel()
 
-    async def _keep(self, narrow: _Subscription) -> None:
+    async def _keep(self, narrow: _Consumer) -> None:
         """Receive, and begin again whenever the broker has ended the subscription; the session goes on."""
         while True:
             receiving = asyncio.create_task(self._run(narrow), name=f"subscriptions of {self.queue}")
@@ -233,7 +233,7 @@ class Window:
                 async with self._changing:  # one that is just being made would be nobody's
                     receiving.cancel()
                     self._ended.clear()
-                    old = self._subscriptions[-1]
+                    old = self._consumers[-1]
                     await old.cancel()
                     old.give_back()
                     narrow = await self._subscribe(1)
@@ -243,30 +243,30 @@ class Window:
                 ended.cancel()
 
     def _held_beside(self, delivery: Delivery) -> Iterable[Delivery]:
-        return chain.from_iterable(each.held.values() for each in self._subscriptions if each is not delivery.consumer)
+        return chain.from_iterable(each.held.values() for each in self._consumers if each is not delivery.consumer)
 
-    def _timed_out(self, subscription: _Subscription, error: ChoreoError, *, guessed: bool = False) -> None:
-        if subscription.ended is not None or subscription not in self._subscriptions:
+    def _timed_out(self, consumer: _Consumer, error: ChoreoError, *, guessed: bool = False) -> None:
+        if consumer.ended is not None or consumer not in self._consumers:
             return
-        if guessed and not subscription.held and not subscription.suspects:
+        if guessed and not consumer.held and not consumer.suspects:
             # Nothing was held, so nothing for too long: its queue was deleted, and another one has the name by now.
             reason = "the queue was deleted, and what it held is gone; somebody has declared it again"
             self._fail("", BrokerUnreachable(f"the broker cancelled the consumer of {self.queue!r}: {reason}"))
             return
-        subscription.ended = error
-        self._overdue.taken_back(subscription.held.values(), error)
+        consumer.ended = error
+        self._overdue.taken_back(consumer.held.values(), error)
         _logger.error(
             "consumer timeout",
             queue=self.queue,
             error=error.message,
             way_out=error.way_out,
-            held=len(subscription.held),
+            held=len(consumer.held),
             next="what runs goes on; what comes back meanwhile waits for it",
         )
-        if subscription is self._subscriptions[-1]:
+        if consumer is self._consumers[-1]:
             self._ended.set()
 
-    async def _run(self, narrow: _Subscription) -> None:
+    async def _run(self, narrow: _Consumer) -> None:
         await self._first(narrow)
         if not self._heard:
             self._heard = True
@@ -282,26 +282,26 @@ class Window:
             await self._first(narrow)
 
     @staticmethod
-    async def _first(narrow: _Subscription) -> None:
+    async def _first(narrow: _Consumer) -> None:
         """Wait for the next delivery; none at all is an answer too."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_QUIET):
                 await narrow.heard.wait()
 
-    async def _alone(self, subscription: _Subscription) -> None:
-        """Run what `subscription` has set aside, one by one, while nothing else of this queue runs."""
-        if not subscription.suspects:
+    async def _alone(self, consumer: _Consumer) -> None:
+        """Run what `consumer` has set aside, one by one, while nothing else of this queue runs."""
+        if not consumer.suspects:
             return
-        for each in tuple(self._subscriptions):
+        for each in tuple(self._consumers):
             await each.idle.wait()
-        random.shuffle(subscription.suspects)
-        subscription.suspects.sort(key=came_back, reverse=True)
-        while subscription.suspects:
-            async with self._turns.take(subscription.suspects[-1]):
-                subscription.hand_on(subscription.suspects.pop())
-                await subscription.idle.wait()
+        random.shuffle(consumer.suspects)
+        consumer.suspects.sort(key=came_back, reverse=True)
+        while consumer.suspects:
+            async with self._turns.take(consumer.suspects[-1]):
+                consumer.hand_on(consumer.suspects.pop())
+                await consumer.idle.wait()
 
-    async def _replace(self, old: _Subscription, prefetch: int) -> _Subscription:
+    async def _replace(self, old: _Consumer, prefetch: int) -> _Consumer:
         """Subscribe anew, when `old` takes nothing more and its suspects have run.
 
         One after the other: side by side the two would change the order of deliveries.
@@ -318,21 +318,21 @@ class Window:
         self._close_later(old)
         return new
 
-    async def _subscribe(self, prefetch: int) -> _Subscription:
-        subscription = _Subscription(self._on_delivery, self._overdue)
-        on_timeout = partial(self._timed_out, subscription)
-        await subscription.open(self._session, self.queue, prefetch, self._hold, on_timeout)
-        self._subscriptions.append(subscription)
-        return subscription
+    async def _subscribe(self, prefetch: int) -> _Consumer:
+        consumer = _Consumer(self._on_delivery, self._overdue)
+        on_timeout = partial(self._timed_out, consumer)
+        await consumer.open(self._session, self.queue, prefetch, self._hold, on_timeout)
+        self._consumers.append(consumer)
+        return consumer
 
-    def _close_later(self, old: _Subscription) -> None:
+    def _close_later(self, old: _Consumer) -> None:
         task = owned(self._close(old), f"closing a window of {self.queue}", self._fail)
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    async def _close(self, old: _Subscription) -> None:
+    async def _close(self, old: _Consumer) -> None:
         """Close `old` when all that it holds is settled."""
         await old.idle.wait()
         async with self._changing:
-            self._subscriptions.remove(old)
+            self._consumers.remove(old)
             await old.close()

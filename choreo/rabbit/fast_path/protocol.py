@@ -57,12 +57,12 @@ class Owner(Protocol):
         ...
 
     def writable(self) -> None:
-        """Learn that `Lane.blocked` or `Lane.full` has changed."""
+        """Learn that `FastPath.blocked` or `FastPath.full` has changed."""
         ...
 
 
-class Lane(TransportFactory):
-    """One connection's lane, given to aiormq as its transport factory; `take` gives it the channels.
+class FastPath(TransportFactory):
+    """One connection's fast path, given to aiormq as its transport factory; `take` gives it the channels.
 
     `heartbeat`: seconds; after two of them without a byte the connection is given up, which aiormq does after three and
     a bit. `blocked` is the broker's reason for not reading from us, if it has one; `full` says that the socket takes no
@@ -131,10 +131,10 @@ class Lane(TransportFactory):
 
 
 def check() -> None:
-    """Raise ConfigurationError when aiormq has no place for the lane."""
+    """Raise ConfigurationError when aiormq has no place for the fast path."""
     if "transport_factory" not in inspect.signature(aiormq.Connection).parameters:
         raise ConfigurationError(
-            f"aiormq {version('aiormq')} has no transport_factory, which choreo's frame lane needs",
+            f"aiormq {version('aiormq')} has no transport_factory, which choreo's frame fast path needs",
             "install aiormq 7.2 or a later 7 (pip install 'aiormq>=7.2,<8')",
         )
 
@@ -142,12 +142,12 @@ def check() -> None:
 class _Splitter(asyncio.StreamReaderProtocol):
     """Frames of a taken-over channel go to its owner, all others to aiormq's reader, each whole and in order."""
 
-    def __init__(self, lane: Lane, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, fast_path: FastPath, reader: asyncio.StreamReader, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(reader, loop=loop)
-        self._lane = lane
+        self._fast_path = fast_path
         self._reader = reader
         self._now = loop.time
-        self._owners = lane.owners
+        self._owners = fast_path.owners
         self._begun: dict[int, _Content] = {}  # by channel
         self._rest = b""
         self._plain = False  # what answers speaks no AMQP: aiormq will say so
@@ -162,17 +162,17 @@ class _Splitter(asyncio.StreamReaderProtocol):
         """Begin to listen."""
         super().connection_made(transport)
         self._line = cast("asyncio.WriteTransport", transport)  # which uvloop's is in all but its class
-        if self._lane.heartbeat:
-            self._next_look = self._later(self._lane.heartbeat / 2, self._look)
+        if self._fast_path.heartbeat:
+            self._next_look = self._later(self._fast_path.heartbeat / 2, self._look)
 
     def _look(self) -> None:
         # Counted in looks and not in seconds: a loop that was blocked meanwhile is not the broker's silence.
         self._silent += 1
         if self._silent > _LOOKS and self._line is not None:
-            self._silence = ConnectionError(f"silent for {2 * self._lane.heartbeat:g} s, two heartbeats")
+            self._silence = ConnectionError(f"silent for {2 * self._fast_path.heartbeat:g} s, two heartbeats")
             self._line.abort()
         else:
-            self._next_look = self._later(self._lane.heartbeat / 2, self._look)
+            self._next_look = self._later(self._fast_path.heartbeat / 2, self._look)
 
     def data_received(self, data: bytes) -> None:
         """Take what the socket has, cut anywhere."""
@@ -259,30 +259,30 @@ class _Splitter(asyncio.StreamReaderProtocol):
     def _connection_method(self, payload: bytes) -> None:
         (number,) = NUMBER.unpack_from(payload)
         if number == CONNECTION_CLOSE:
-            self._lane.ended = _reason(payload[4:])
-            self._lane.close(*self._lane.ended)
+            self._fast_path.ended = _reason(payload[4:])
+            self._fast_path.close(*self._fast_path.ended)
         elif number == CONNECTION_BLOCKED:
-            self._lane.block(short(payload, 4)[0])
+            self._fast_path.block(short(payload, 4)[0])
         elif number == CONNECTION_UNBLOCKED:
-            self._lane.block(None)
+            self._fast_path.block(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the owners first: what they wait for will not come."""
         if self._next_look is not None:
             self._next_look.cancel()
         exc = exc or self._silence
-        self._lane.close(0, str(exc) if exc else "")
+        self._fast_path.close(0, str(exc) if exc else "")
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         """Hold publishes back: what is written now would pile up in memory."""
         super().pause_writing()
-        self._lane.fill(full=True)
+        self._fast_path.fill(full=True)
 
     def resume_writing(self) -> None:
         """Let publishes go on."""
         super().resume_writing()
-        self._lane.fill(full=False)
+        self._fast_path.fill(full=False)
 
 
 class _Content:

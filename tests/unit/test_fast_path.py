@@ -1,4 +1,4 @@
-"""The lane splits a stream of frames that is cut anywhere, and agrees with pamqp's own decoder about each."""
+"""The fast path splits a stream of frames that is cut anywhere, and agrees with pamqp's own decoder about each."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from yarl import URL
 from choreo.amqp import frames
 from choreo.message import Message
 from choreo.rabbit.consumer import RabbitConsumer
-from choreo.rabbit.lane.consuming import Consuming
-from choreo.rabbit.lane.protocol import Lane, _Splitter
-from choreo.rabbit.lane.publishing import Publishing
+from choreo.rabbit.fast_path.consuming import Consuming
+from choreo.rabbit.fast_path.protocol import FastPath, _Splitter
+from choreo.rabbit.fast_path.publishing import Publishing
 from choreo.transport import Confirmed, Consumer, Delivery, Publication, Refused, Unknown
 from tests.waiting import eventually, in_virtual_time
 
@@ -33,14 +33,14 @@ def raised(error: Exception) -> None:
 
 
 class Wire:
-    """A lane without a socket: what is written, and what is left for aiormq."""
+    """A fast path without a socket: what is written, and what is left for aiormq."""
 
     def __init__(self, heartbeat: float = 0) -> None:
-        self.lane = Lane(heartbeat)
+        self.fast_path = FastPath(heartbeat)
         self.reader = asyncio.StreamReader()
-        self.splitter = _Splitter(self.lane, self.reader, asyncio.get_running_loop())
+        self.splitter = _Splitter(self.fast_path, self.reader, asyncio.get_running_loop())
         self.written = b""
-        self.lane._transport = cast("asyncio.WriteTransport", self)
+        self.fast_path._transport = cast("asyncio.WriteTransport", self)
 
     def write(self, data: bytes) -> None:
         self.written += data
@@ -55,7 +55,7 @@ class Wire:
             self.splitter.data_received(stream[start:end])
 
     def foreign(self) -> list[tuple[int, Any]]:
-        """The frames that aiormq gets, as channel and pamqp's object; heartbeats are only the lane's own."""
+        """The frames that aiormq gets, as channel and pamqp's object; heartbeats are only the fast path's own."""
         data, found = bytes(self.reader._buffer), []  # type: ignore[attr-defined]
         while data:
             size, channel, each = frame.unmarshal(data)
@@ -110,7 +110,7 @@ def test_deliveries_and_foreign_frames_arrive_whole_wherever_the_stream_is_cut(
 ) -> None:
     async def play() -> None:
         wire, got = Wire(), list[Delivery]()
-        Consuming(wire.lane, 5, cast("Consumer", None), got.append, raised)
+        Consuming(wire.fast_path, 5, cast("Consumer", None), got.append, raised)
         data, tag = b"", 0
         for each in stream:
             if isinstance(each, int):
@@ -141,7 +141,7 @@ async def test_contents_of_two_channels_may_be_interleaved(length: int, in_turn:
     """Frames of one message are in order on its channel; those of other channels may come between them."""
     wire, got = Wire(), list[Delivery]()
     for channel in (5, 6):
-        Consuming(wire.lane, channel, cast("Consumer", None), got.append, raised)
+        Consuming(wire.fast_path, channel, cast("Consumer", None), got.append, raised)
     first, second = delivery(1, b"x" * length, channel=5), delivery(1, b"y" * length, channel=6)
     pieces: list[list[bytes]] = []
     for data in (first, second):
@@ -162,7 +162,7 @@ async def test_contents_of_two_channels_may_be_interleaved(length: int, in_turn:
 
 async def test_settlements_are_written_once_per_turn_of_the_loop() -> None:
     wire, got = Wire(), list[Delivery]()
-    consuming = Consuming(wire.lane, 5, cast("Consumer", None), got.append, raised)
+    consuming = Consuming(wire.fast_path, 5, cast("Consumer", None), got.append, raised)
     wire.receive(b"".join(delivery(tag, b"") for tag in range(1, 6)))
     assert len(got) == 5, "a body of no bytes has no frame of its own"
     for tag in (1, 2, 5):
@@ -178,7 +178,7 @@ async def test_settlements_are_written_once_per_turn_of_the_loop() -> None:
 async def test_nothing_is_written_on_a_channel_that_the_broker_has_closed() -> None:
     """aiormq learns of the close later, and answers it: what is written in between would end the connection."""
     wire = Wire()
-    consuming = Consuming(wire.lane, 5, cast("Consumer", None), lambda _: None, raised)
+    consuming = Consuming(wire.fast_path, 5, cast("Consumer", None), lambda _: None, raised)
     wire.receive(delivery(1, b"x") + frame.marshal(commands.Channel.Close(406, "late", 0, 0), 5))
     consuming.acknowledge(1)
     await asyncio.sleep(0)
@@ -197,7 +197,7 @@ async def test_what_is_no_amqp_is_left_to_aiormq_whole(stream: bytes) -> None:
 async def test_traffic_of_the_lane_counts_as_a_sign_of_life() -> None:
     """A broker that is busy delivering sends no heartbeats; aiormq, which sees no delivery, must not give it up."""
     wire = Wire()
-    Consuming(wire.lane, 5, cast("Consumer", None), lambda _: None, raised)
+    Consuming(wire.fast_path, 5, cast("Consumer", None), lambda _: None, raised)
     wire.receive(delivery(1, b"x"))
     assert bytes(wire.reader._buffer) == frames.BEAT  # type: ignore[attr-defined]
 
@@ -242,7 +242,7 @@ def test_silence_is_noticed_on_either_event_loop(loop: str) -> None:
 
         server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
         url = URL.build(scheme="amqp", host="127.0.0.1", port=server.sockets[0].getsockname()[1])
-        reader, writer = await Lane(0.05).create(url)
+        reader, writer = await FastPath(0.05).create(url)
         try:
             found = await eventually(reader.exception, within=2, what="the end of a silent connection")
             assert "two heartbeats" in str(found)
@@ -265,7 +265,7 @@ class Broker:
         self.wire = Wire(heartbeat)
         self.nacks = 0
         self.silences: list[float] = []
-        self.publishing = Publishing(self.wire.lane, FRAME_MAX, self.nacked, self.silences.append)
+        self.publishing = Publishing(self.wire.fast_path, FRAME_MAX, self.nacked, self.silences.append)
         self.publishing.use(cast("AbstractChannel", Channel()))
 
     def nacked(self) -> None:
@@ -482,7 +482,7 @@ async def test_a_delivery_that_choreo_fails_to_take_costs_no_other() -> None:
     class Queue:
         queue = "shop"
 
-    Consuming(wire.lane, 5, cast("Consumer", Queue()), take, raised)
+    Consuming(wire.fast_path, 5, cast("Consumer", Queue()), take, raised)
     wire.receive(b"".join(delivery(tag, b"{}") for tag in (1, 2, 3)))
     assert got == [1, 3]
     assert [(each["message"], type(each["exception"])) for each in told] == [
@@ -493,12 +493,12 @@ async def test_a_delivery_that_choreo_fails_to_take_costs_no_other() -> None:
 async def test_settlements_that_cannot_be_written_are_told_of() -> None:
     """They would stay unsettled for as long as the session lasts, so it must not last."""
     wire, failures = Wire(), list[Exception]()
-    consuming = Consuming(wire.lane, 5, cast("Consumer", None), lambda _: None, failures.append)
+    consuming = Consuming(wire.fast_path, 5, cast("Consumer", None), lambda _: None, failures.append)
 
     def broken(frames: bytes) -> None:
         raise RuntimeError("no transport")
 
-    wire.lane.write = broken  # type: ignore[method-assign]
+    wire.fast_path.write = broken  # type: ignore[method-assign]
     consuming.acknowledge(1)
     await asyncio.sleep(0)
     assert [str(each) for each in failures] == ["no transport"]

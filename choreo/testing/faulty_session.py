@@ -19,7 +19,7 @@ _ENDED: Final = Unknown("the process has ended")
 Passes = Callable[[Point, str], bool]
 
 
-class WatchedSession:
+class FaultySession:
     """`session`, as the process of `agent` has it. `passes`: whether a delivery goes on behind a point."""
 
     def __init__(self, session: InProcessSession, agent: str, fates: Fates, record: Record, passes: Passes) -> None:
@@ -56,9 +56,9 @@ class WatchedSession:
         hold: float | None = None,
         on_timeout: OnTimeout | None = None,
         looking: bool = False,
-    ) -> WatchedConsumer:
+    ) -> FaultyConsumer:
         """See transport.Session."""
-        consumer = WatchedConsumer(self, on_delivery)
+        consumer = FaultyConsumer(self, on_delivery)
         consumer.inner = await self._session.consume(
             queue,
             prefetch=prefetch,
@@ -113,12 +113,12 @@ class WatchedSession:
         self._session.cut(reason)
 
 
-class WatchedConsumer:
+class FaultyConsumer:
     """A subscription of a watched session."""
 
     inner: InProcessConsumer
 
-    def __init__(self, session: WatchedSession, on_delivery: OnDelivery) -> None:
+    def __init__(self, session: FaultySession, on_delivery: OnDelivery) -> None:
         self._session = session
         self._on_delivery = on_delivery
         self._late: dict[int, tuple[asyncio.TimerHandle, Delivery, str]] = {}  # by tag, with the id of the event

@@ -20,8 +20,8 @@ from aiormq.abc import AbstractChannel
 from choreo.amqp import decode, encode, frames, reply_codes, rewrite
 from choreo.envelope import new_id
 from choreo.message import Message
-from choreo.rabbit.lane.deadlines import Deadlines
-from choreo.rabbit.lane.protocol import Lane
+from choreo.rabbit.fast_path.deadlines import Deadlines
+from choreo.rabbit.fast_path.protocol import FastPath
 from choreo.transport import Confirmed, Publication, Refused, Unknown, nacked
 
 _CONFIRMED: Final = Confirmed()
@@ -64,15 +64,15 @@ class Publishing:
 
     def __init__(
         self,
-        lane: Lane,
+        fast_path: FastPath,
         frame_max: int,
         on_nack: Callable[[], None],
         on_silence: Callable[[float], None],
     ) -> None:
-        self._lane = lane
+        self._fast_path = fast_path
         self._on_nack = on_nack
         self._on_silence = on_silence
-        self._patience = 2 * lane.heartbeat
+        self._patience = 2 * fast_path.heartbeat
         self._answered_at = 0.0  # or when the first of those in flight was written
         self._watching = False
         self._number = 0
@@ -90,7 +90,7 @@ class Publishing:
     def use(self, channel: AbstractChannel) -> None:
         """Publish on `channel` from now on: it is open, with confirms on."""
         self.channel, self._number, self._open, self._count = channel, channel.number, True, 0
-        self._lane.take(self._number, self)
+        self._fast_path.take(self._number, self)
         self.writable()
 
     def publish(
@@ -207,7 +207,12 @@ class Publishing:
     def _write(self) -> None:
         self._writing = False
         chunk, size = [], 0
-        while self._waiting and self._open and size < _MOST_AT_ONCE and not (self._lane.blocked or self._lane.full):
+        while (
+            self._waiting
+            and self._open
+            and size < _MOST_AT_ONCE
+            and not (self._fast_path.blocked or self._fast_path.full)
+        ):
             each = self._waiting.popleft()
             if each.answer.done():
                 continue  # out of time, or nobody waits any more: it was never sent
@@ -222,7 +227,7 @@ class Publishing:
             if self._patience and not self._watching:
                 self._watching = True
                 self._loop.call_later(self._patience, self._look)
-            self._lane.write(chunk[0] if len(chunk) == 1 else b"".join(chunk))
+            self._fast_path.write(chunk[0] if len(chunk) == 1 else b"".join(chunk))
             self.writable()
 
     def _look(self) -> None:
@@ -232,7 +237,7 @@ class Publishing:
         nothing [measured: 4.3.6].
         """
         self._watching = False
-        if self._lane.blocked:
+        if self._fast_path.blocked:
             self._answered_at = self._loop.time()
         silence = self._loop.time() - self._answered_at
         if self._in_flight and silence >= self._patience:
@@ -255,7 +260,7 @@ class Publishing:
 
     def _out_of_time(self, each: _Publish, timeout: float) -> None:
         what = f"not sent within {timeout:g} s" if each.frames else f"no confirmation within {timeout:g} s"
-        why = f": the broker blocks publishers, {self._lane.blocked}" if self._lane.blocked else ""
+        why = f": the broker blocks publishers, {self._fast_path.blocked}" if self._fast_path.blocked else ""
         each.end(Unknown(f"{what}{why}"))
         each.frames = b""  # what was not sent by now is not sent any more
         self._forget()

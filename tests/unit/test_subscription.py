@@ -18,8 +18,8 @@ from choreo.message import ATTEMPT, DELIVERY_COUNT, Message
 from choreo.retry import Retry
 from choreo.runtime.holding import affordable, longest_way, needed, shares
 from choreo.runtime.overdue import ROUNDS
+from choreo.runtime.subscription import Subscription
 from choreo.runtime.suspects import SUSPECT, Turns
-from choreo.runtime.window import Window
 from choreo.transport import Delivery, OnDelivery, OnTimeout, came_back
 from tests.waiting import eventually
 
@@ -142,7 +142,9 @@ class Scene:
     def __init__(self, fake: FakeQueue, prefetch: int, turns: Turns | None = None) -> None:
         session: Any = fake
         self.agent = Agent()
-        self.window = Window(session, "queue", prefetch, turns or Turns(1), self.agent.begin, end=self.agent.give_up)
+        self.subscription = Subscription(
+            session, "queue", prefetch, turns or Turns(1), self.agent.begin, end=self.agent.give_up
+        )
 
 
 @pytest.fixture
@@ -151,12 +153,12 @@ async def scenes() -> AsyncIterator[list[Scene]]:
     opened: list[Scene] = []
     yield opened
     for scene in opened:
-        scene.window.abandon()
+        scene.subscription.abandon()
 
 
 async def play(scenes: list[Scene], fake: FakeQueue, prefetch: int = 10, turns: Turns | None = None) -> Agent:
     scenes.append(Scene(fake, prefetch, turns))
-    await scenes[-1].window.open()
+    await scenes[-1].subscription.open()
     return scenes[-1].agent
 
 
@@ -308,7 +310,7 @@ async def test_what_is_set_aside_is_given_back_at_the_end(scenes: list[Scene]) -
     await eventually(lambda: wide(fake))
     fake.put("suspect", SUSPECT)
     await eventually(lambda: not wide(fake))
-    await scenes[0].window.cancel()
+    await scenes[0].subscription.cancel()
     fake.put("2")
     assert sorted(message.body.decode() for message in fake.ready) == ["2", "suspect"]
     assert fake.held() == ["1"]
@@ -326,7 +328,7 @@ async def test_stop_does_not_cut_off_a_request_that_is_under_way(scenes: list[Sc
     agent.end("1")
     await asyncio.sleep(0.05)  # the narrow subscription waits for its goodbye
     asyncio.get_running_loop().call_later(0.1, fake.closing.set)
-    await scenes[0].window.cancel()
+    await scenes[0].subscription.cancel()
     assert fake.consumers[0].closed
 
 
@@ -353,10 +355,10 @@ async def test_subscription_that_holds_nothing_has_not_held_it_for_too_long(scen
     await eventually(lambda: wide(fake))
     fake.consumers[-1].on_timeout(ChoreoError("a delivery was held for too long", "raise it"))
     await eventually(lambda: len(fake.consumers) > 2 and wide(fake), what="another subscription")
-    assert not scenes[-1].window.failed.done(), "what the broker says is so"
+    assert not scenes[-1].subscription.failed.done(), "what the broker says is so"
     fake.consumers[-1].on_timeout(ChoreoError("perhaps a delivery was held for too long", "raise it"), guessed=True)
     with pytest.raises(BrokerUnreachable, match="deleted"):
-        await scenes[-1].window.failed
+        await scenes[-1].subscription.failed
 
 
 async def test_turn_does_not_wait_for_ever(scenes: list[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +376,7 @@ async def test_several_suspects_in_a_wide_window_run_least_suspicious_first(
 ) -> None:
     """One after the other, each alone; those that would wait too long are given back."""
     monkeypatch.setattr("choreo.runtime.suspects.PATIENCE", 0.5)
-    monkeypatch.setattr("choreo.runtime.window.PATIENCE", 0.5)
+    monkeypatch.setattr("choreo.runtime.subscription.PATIENCE", 0.5)
     fake = FakeQueue(("1", 0))
     agent = await play(scenes, fake)
     await eventually(lambda: wide(fake))
@@ -461,7 +463,7 @@ async def test_what_was_done_is_not_remembered_for_ever(scenes: list[Scene], mon
     await agent.runs("0", "1", "2", "3", "4")
     fake.take_back("0", "1", "2", "3", "4")
     fake.ready.clear()
-    overdue = scenes[0].window._overdue
+    overdue = scenes[0].subscription._overdue
     for number in range(4):
         agent.end(f"{number}")
     assert len(overdue._done) == 4

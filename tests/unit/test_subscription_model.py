@@ -13,8 +13,8 @@ import pytest
 
 from choreo.errors import ChoreoError
 from choreo.message import DELIVERY_COUNT, Message
+from choreo.runtime.subscription import Subscription
 from choreo.runtime.suspects import Turns
-from choreo.runtime.window import Window
 from choreo.transport import Delivery, OnDelivery, OnTimeout
 from tests.waiting import in_virtual_time
 
@@ -175,11 +175,13 @@ class Play:
         self.queue, self.agent = Queue(strict=strict), Agent()
         self.sent: list[str] = []
         session: Any = self.queue
-        self.window = Window(session, "queue", prefetch, Turns(1), self.agent.begin, end=lambda delivery, _: None)
+        self.subscription = Subscription(
+            session, "queue", prefetch, Turns(1), self.agent.begin, end=lambda delivery, _: None
+        )
 
     async def begin(self) -> None:
         """Let all kinds of things happen."""
-        await self.window.open()
+        await self.subscription.open()
         for _ in range(STEPS):
             match random.randrange(8):
                 case 0 | 1:
@@ -191,7 +193,7 @@ class Play:
                     self.queue.time_out()
                 case _:
                     await asyncio.sleep(random.choice((0, 0, 0.05, 0.2, 1, 70)))
-            assert not self.window.failed.done(), self.seed
+            assert not self.subscription.failed.done(), self.seed
 
     def end_runs(self) -> None:
         for name in sorted(self.agent.running):
@@ -219,8 +221,8 @@ async def test_everything_is_settled_once_it_has_run(prefetch: int, strict: bool
         play.check()
         assert sorted(play.queue.gone) == sorted(play.sent), f"{play.seed}: {play.queue.ready}"
         await asyncio.sleep(1)
-        assert not play.window._overdue._runs, play.seed
-        play.window.abandon()
+        assert not play.subscription._overdue._runs, play.seed
+        play.subscription.abandon()
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["3.10", "4.3"])
@@ -231,7 +233,7 @@ async def test_a_drain_at_any_time_leaves_each_delivery_done_or_in_the_queue(pre
     for number in range(SEEDS):
         play = Play(f"{number}/{prefetch}/{strict}/drain", prefetch, strict=strict)
         await play.begin()
-        draining = asyncio.ensure_future(play.window.cancel())
+        draining = asyncio.ensure_future(play.subscription.cancel())
         for _ in range(20):
             if play.agent.running and random.random() < 0.3:
                 play.agent.end(random.choice(sorted(play.agent.running)))

@@ -9,7 +9,7 @@ from typing import Final
 from aiormq.abc import DeliveredMessage
 
 from choreo.amqp import decode, frames
-from choreo.rabbit.lane.protocol import Lane
+from choreo.rabbit.fast_path.protocol import FastPath
 from choreo.rabbit.settlements import Settlements
 from choreo.transport import Consumer, Delivery, OnDelivery
 
@@ -24,13 +24,13 @@ class Consuming:
 
     def __init__(
         self,
-        lane: Lane,
+        fast_path: FastPath,
         channel: int,
         consumer: Consumer,
         on_delivery: OnDelivery,
         failed: Callable[[Exception], None],
     ) -> None:
-        self._lane = lane
+        self._fast_path = fast_path
         self._channel = channel
         self._consumer = consumer
         self._on_delivery = on_delivery
@@ -41,7 +41,7 @@ class Consuming:
         self._writing = False
         self._open = True
         self._places: dict[bytes, tuple[str, str]] = {}  # exchange and routing key repeat from delivery to delivery
-        lane.take(channel, self)
+        fast_path.take(channel, self)
 
     def acknowledge(self, tag: int) -> None:
         """Acknowledge, at the end of this turn of the loop. Nothing happens on a channel that is closed."""
@@ -109,7 +109,7 @@ class Consuming:
         self._writing = False
         try:
             if self._open and (settled := self._settlements.frames()):
-                self._lane.write(
+                self._fast_path.write(
                     b"".join(
                         frames.nack(self._channel, each.tag, multiple=each.multiple, requeue=True)
                         if each.back

@@ -80,12 +80,12 @@ def order_process() -> list[Agent]:
 
 
 def place(function: Callable[..., Any]) -> str:
-    return f"test_picture.py:{function.__code__.co_firstlineno}"
+    return f"test_render.py:{function.__code__.co_firstlineno}"
 
 
 def plain(text: str) -> str:
     """Return `text` without the folders before this file, which depend on where the tests are started."""
-    return re.sub(r"\(\S*(test_picture\.py:\d+)\)", r"(\1)", text)
+    return re.sub(r"\(\S*(test_render\.py:\d+)\)", r"(\1)", text)
 
 
 def test_text_reads_agent_by_agent() -> None:
@@ -299,7 +299,7 @@ def test_data_is_whole() -> None:
     assert payment["name"] == "payment"
     assert payment["patterns"] == ["tp.failed", "tp.placed"]
     assert payment["max_hops"] == 64
-    assert "test_picture.py:" in payment["where"]
+    assert "test_render.py:" in payment["where"]
     first, second = payment["reactions"]
     assert first.pop("where").endswith(place(charge))
     assert first == {

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from choreo.agent import Agent
 from choreo.event import Event
 from choreo.reaction import Reaction
-from choreo.runtime import stall
+from choreo.runtime import loop_watchdog
 from choreo.runtime.calling import call
 from tests.waiting import eventually
 
@@ -72,7 +72,7 @@ def said(logs: list[Any], event: str) -> list[Any]:
 
 
 async def test_loop_that_turns_is_not_spoken_of() -> None:
-    with capture_logs() as logs, stall.watch(lambda: 1.0, end=never, noticed=1.0):
+    with capture_logs() as logs, loop_watchdog.watch(lambda: 1.0, end=never, noticed=1.0):
         for _ in range(60):
             await asyncio.sleep(0.02)
     assert logs == []
@@ -80,12 +80,12 @@ async def test_loop_that_turns_is_not_spoken_of() -> None:
 
 async def test_blocked_loop_is_said_with_its_stack_and_again_when_the_time_doubles() -> None:
     """Once at the start, once per doubling, and once with the total when it turns again."""
-    with capture_logs() as logs, stall.watch(lambda: 60, end=never, noticed=0.1):
+    with capture_logs() as logs, loop_watchdog.watch(lambda: 60, end=never, noticed=0.1):
         block(1.0)
         await eventually(lambda: said(logs, AGAIN))
     blocked = said(logs, BLOCKED)
     assert 3 <= len(blocked) <= 4, "0.1, 0.2, 0.4, 0.8"
-    assert blocked[0]["where"].startswith("tests/unit/test_stall.py:")
+    assert blocked[0]["where"].startswith("tests/unit/test_loop_watchdog.py:")
     assert blocked[0]["where"].endswith(" block")
     assert blocked[0]["stack"].endswith(blocked[0]["where"])
     assert not any("stack" in each for each in blocked[1:]), "once, as long as it is the same"
@@ -97,20 +97,20 @@ async def test_blocked_loop_is_said_with_its_stack_and_again_when_the_time_doubl
 @pytest.mark.parametrize("reaction", agent.reactions[:2], ids=lambda reaction: reaction.name)
 async def test_reaction_that_blocks_is_named(reaction: Reaction) -> None:
     """Agent, reaction and the place of work; a reaction that others call too is found by its call, not by its name."""
-    with capture_logs() as logs, stall.watch(lambda: 60, end=never, noticed=0.1):
+    with capture_logs() as logs, loop_watchdog.watch(lambda: 60, end=never, noticed=0.1):
         await asyncio.create_task(call(reaction, reaction.function, (Placed(),), None), name="staller-3")
     blocked = said(logs, BLOCKED)[0]
     assert (blocked["agent"], blocked["reaction"], blocked["task"]) == ("staller", reaction.name, "staller-3")
-    assert blocked["stack"].startswith("tests/unit/test_stall.py:"), "it begins with the user's code"
+    assert blocked["stack"].startswith("tests/unit/test_loop_watchdog.py:"), "it begins with the user's code"
     assert blocked["where"].endswith(" compute")
 
 
 async def test_loop_that_stands_still_too_long_ends_the_process() -> None:
     """It says why first."""
     ended: list[int] = []
-    with capture_logs() as logs, stall.watch(lambda: 0.3, end=ended.append, noticed=0.1):
+    with capture_logs() as logs, loop_watchdog.watch(lambda: 0.3, end=ended.append, noticed=0.1):
         block(0.8)
-    assert set(ended) == {stall.STALLED}
+    assert set(ended) == {loop_watchdog.STALLED}
     assert said(logs, "event loop blocked beyond every deadline")
 
 
@@ -118,7 +118,7 @@ async def test_limit_is_that_of_what_runs_now() -> None:
     """A lifespan may take its time, a reaction may not; which of the two runs changes."""
     ended: list[int] = []
     limits = iter([60.0] * 3)
-    with capture_logs(), stall.watch(lambda: next(limits, 0.2), end=ended.append, noticed=0.1):
+    with capture_logs(), loop_watchdog.watch(lambda: next(limits, 0.2), end=ended.append, noticed=0.1):
         block(0.8)
     assert ended
 
@@ -143,7 +143,7 @@ async def compute_in_c_on_the_loop(locked: Locked) -> None:
 async def test_reaction_that_keeps_the_lock_of_python_is_named_afterwards(name: str) -> None:
     """Also one that runs in a thread, where it holds up the loop all the same; and it is not ended for what is over."""
     (reaction,) = (each for each in agent.reactions if each.name == name)
-    with capture_logs() as logs, stall.watch(lambda: 0.4, end=never, noticed=0.2) as watch:
+    with capture_logs() as logs, loop_watchdog.watch(lambda: 0.4, end=never, noticed=0.2) as watch:
         with ThreadPoolExecutor(1) as pool:
             await call(reaction, reaction.function, (Placed(),), pool if reaction.in_thread else None)
         found = await watch.standstill()
@@ -166,7 +166,7 @@ async def test_thread_that_waits_is_not_blamed_for_a_process_that_was_stopped() 
     release = threading.Event()
     with (
         capture_logs() as logs,
-        stall.watch(lambda: 60, end=never, noticed=0.2) as watch,
+        loop_watchdog.watch(lambda: 60, end=never, noticed=0.2) as watch,
         ThreadPoolExecutor(1) as pool,
     ):
         waiting = asyncio.ensure_future(call(reaction, lambda _: release.wait(), (Placed(),), pool))
@@ -184,15 +184,15 @@ async def test_process_that_was_stopped_as_a_whole_is_not_to_blame(monkeypatch: 
     """After a suspended machine or a SIGSTOP the clock has jumped, and the loop gets the time to turn."""
     jump = 0.0
     clock: Callable[[], float] = time.monotonic
-    monkeypatch.setattr("choreo.runtime.stall.time.monotonic", lambda: clock() + jump)
-    with stall.watch(lambda: 0.5, end=never, noticed=0.2):
+    monkeypatch.setattr("choreo.runtime.loop_watchdog.time.monotonic", lambda: clock() + jump)
+    with loop_watchdog.watch(lambda: 0.5, end=never, noticed=0.2):
         jump = 3600.0
         block(0.2)  # the thread looks before the loop turns
         await asyncio.sleep(0.1)
 
 
 async def test_thread_ends_with_the_watch() -> None:
-    with stall.watch(lambda: 1):
+    with loop_watchdog.watch(lambda: 1):
         assert "stall" in [thread.name for thread in threading.enumerate()]
     await eventually(lambda: "stall" not in [thread.name for thread in threading.enumerate()])
 
@@ -205,8 +205,8 @@ async def test_a_watch_that_fails_ends_the_process_as_a_blocked_loop_does(monkey
     def broken() -> float:
         raise RuntimeError("no answer")
 
-    with capture_logs() as logs, stall.watch(broken, end=ends.append, noticed=0.02):
+    with capture_logs() as logs, loop_watchdog.watch(broken, end=ends.append, noticed=0.02):
         block(0.5)
         await eventually(lambda: ends)
-    assert ends == [stall.STALLED]
+    assert ends == [loop_watchdog.STALLED]
     assert said(logs, "the watch over the event loop has failed")
