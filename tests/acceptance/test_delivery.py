@@ -153,9 +153,9 @@ class Stage:
 
     async def consumer(self, worker: Worker) -> Any:
         """Return the session's consumer that the one agent of `worker` receives from, with its whole prefetch."""
-        window: Any = worker._subscriptions[0]  # the others: its retries, and what is due
-        await eventually(lambda: window._subscriptions[-1]._prefetch == window.prefetch)
-        return window._subscriptions[-1]._consumer
+        subscription: Any = worker._subscriptions[0]  # the others: its retries, and what is due
+        await eventually(lambda: subscription._consumers[-1]._prefetch == subscription.prefetch)
+        return subscription._consumers[-1]._consumer
 
     def states(self) -> list[State]:
         return [worker.state for worker in self.workers]
@@ -370,12 +370,12 @@ async def test_reaction_makes_room_while_its_emission_waits_for_the_broker(
 
         return publication if session is stage.session else later()
 
-    await stage.play(payment, bookkeeping, concurrency=1, prefetch=4)
+    worker = await stage.play(payment, bookkeeping, concurrency=1, prefetch=4)
+    await stage.consumer(worker)  # until it has its whole prefetch, one delivery more may be held
     monkeypatch.setattr(rabbit.RabbitSession, "publish", withheld)
     for number in range(6):
         await stage.place(str(number))
     await eventually(lambda: begun == ["0", "1", "2", "3"])
-    worker = stage.workers[-1]
     assert worker.counters[payment.name].handled == 0
     answered.set()
     await eventually(lambda: begun == [str(number) for number in range(6)])
@@ -1675,6 +1675,7 @@ async def test_consumer_that_waits_is_left_alone(stage: Stage, monkeypatch: pyte
 
     monkeypatch.setattr(rabbit.RabbitSession, "stats", look)
     worker = await stage.play(payment, shop, prefetch=2, look_every=0.05)
+    await stage.consumer(worker)  # until it has its whole prefetch, one delivery more may be held
     for order in "12345":
         await stage.place(order)
     states: list[str] = []
