@@ -145,7 +145,10 @@ def read_contract(function: Callable[..., Any], what: str, names: Mapping[str, A
     Raises DeclarationError that names the function (`what`) and says how to fix it.
     """
     if not inspect.isfunction(function):
-        raise DeclarationError(f"{what} is not a function", "decorate a plain function, def or async def")
+        raise DeclarationError(
+            f"{what} is not a function",
+            "decorate a function, def or async def; to react with a method, a partial or an object, one that calls it",
+        )
     hints = _hints(function, what, names)
     parameters = _parameters(function, what, allowed=2)
     first = parameters[0].name

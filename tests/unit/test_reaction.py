@@ -198,10 +198,23 @@ def test_a_second_parameter_that_is_no_context_is_refused(annotation: Any, shown
     assert error.way_out == "write more: Context, or leave it out"
 
 
-@pytest.mark.parametrize("thing", [Placed, functools.partial(print), print, "charge"])
+class Gateway:
+    def charge(self, placed: Placed) -> Paid:
+        raise NotImplementedError
+
+    def __call__(self, placed: Placed) -> Paid:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [Placed, functools.partial(print), print, "charge", Gateway().charge, Gateway(), functools.partial(Gateway())],
+)
 def test_only_a_function_can_be_a_reaction(thing: Any) -> None:
-    """Classes, partials and builtins have no signature of their own to read."""
-    assert "not a function" in refused(thing).message
+    """Not what has no signature of its own to read, nor what would share its state unseen; the error says how."""
+    error = refused(thing)
+    assert "not a function" in error.message
+    assert error.way_out.endswith("a method, a partial or an object, one that calls it")
 
 
 @pytest.mark.parametrize("place_of_it", ["placed", "returns"])
