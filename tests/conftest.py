@@ -35,6 +35,9 @@ MISSING = "RabbitMQ was not found"
 
 pytest_plugins = ("pytester", "choreo.testing.plugin")
 
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup; what tests start would ignore it as well
+    signal.signal(signal.SIGHUP, lambda *_: None)
+
 # A machine that is busy with something else is not a failure; what has to be quick is measured by make bench.
 settings.register_profile("choreo", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("choreo")

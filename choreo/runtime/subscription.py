@@ -246,12 +246,15 @@ class Subscription:
         return chain.from_iterable(each.held.values() for each in self._consumers if each is not delivery.consumer)
 
     def _timed_out(self, consumer: _Consumer, error: ChoreoError, *, guessed: bool = False) -> None:
-        if consumer.ended is not None or consumer not in self._consumers:
+        if consumer.ended is not None:
             return
         if guessed and not consumer.held and not consumer.suspects:
-            # Nothing was held, so nothing for too long: its queue was deleted, and another one has the name by now.
+            # Nothing was held, so nothing for too long: its queue was deleted, and another has its name by now. That
+            # also goes for a consumer that was replaced meanwhile: its successor receives from that other queue.
             reason = "the queue was deleted, and what it held is gone; somebody has declared it again"
             self._fail("", BrokerUnreachable(f"the broker cancelled the consumer of {self.queue!r}: {reason}"))
+            return
+        if consumer not in self._consumers:
             return
         consumer.ended = error
         self._overdue.taken_back(consumer.held.values(), error)

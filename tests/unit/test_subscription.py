@@ -361,6 +361,17 @@ async def test_subscription_that_holds_nothing_has_not_held_it_for_too_long(scen
         await scenes[-1].subscription.failed
 
 
+async def test_queue_that_was_replaced_is_missed_though_its_consumer_was_replaced_too(scenes: list[Scene]) -> None:
+    """The narrow consumer was the old queue's. The wide one may receive from a queue that has other arguments."""
+    fake = FakeQueue()
+    await play(scenes, fake)
+    await eventually(lambda: wide(fake))
+    await eventually(lambda: fake.consumers[0].closed)
+    fake.consumers[0].on_timeout(ChoreoError("perhaps a delivery was held for too long", "raise it"), guessed=True)
+    with pytest.raises(BrokerUnreachable, match="deleted"):
+        await scenes[-1].subscription.failed
+
+
 async def test_turn_does_not_wait_for_ever(scenes: list[Scene], monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker takes back what is held for too long: after a while a suspect runs beside that of another agent."""
     monkeypatch.setattr("choreo.runtime.suspects.PATIENCE", 0.2)
