@@ -48,7 +48,7 @@ OLDER = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000_000}
         (under({"expires": 1000}, NAMES.level(19)), "expires=1000 deletes the queue"),
         (
             under({"overflow": "drop-head"}, WORK),
-            "overflow=drop-head has what it drops written as dead letters at most",
+            "overflow=drop-head writes the messages that it drops as dead letters at most once",
         ),
         (under({"message-ttl": 10}, NAMES.level(3)), "message-ttl=10 ends delays early"),
     ],
